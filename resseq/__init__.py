@@ -1,0 +1,57 @@
+"""The residual toolkit for Transformers and sequence models."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from resseq.classification import evaluate, predict, train
+    from resseq.merges import Concat, GRUGate, Highway, LearnedScale
+    from resseq.models.text_convnet import TextConvNet
+    from resseq.models.text_transformer import TextTransformer, TransformerEncoder
+    from resseq.residual import Residual, Stack
+    from resseq.schemes import SCHEMES
+
+# Each public name is imported when it is first used, so that `import resseq` and `resseq --help` cost no torch.
+_HOME = {
+    "Residual": "residual",
+    "Stack": "residual",
+    "SCHEMES": "schemes",
+    "LearnedScale": "merges",
+    "Highway": "merges",
+    "GRUGate": "merges",
+    "Concat": "merges",
+    "TransformerEncoder": "models.text_transformer",
+    "TextTransformer": "models.text_transformer",
+    "TextConvNet": "models.text_convnet",
+    "train": "classification",
+    "evaluate": "classification",
+    "predict": "classification",
+}
+
+__all__ = [
+    "Residual",
+    "Stack",
+    "SCHEMES",
+    "LearnedScale",
+    "Highway",
+    "GRUGate",
+    "Concat",
+    "TransformerEncoder",
+    "TextTransformer",
+    "TextConvNet",
+    "train",
+    "evaluate",
+    "predict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'resseq' has no attribute {name!r}")
+    return getattr(import_module(f"resseq.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

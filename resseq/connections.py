@@ -1,0 +1,139 @@
+"""How one sublayer joins the stream: what it reads from it, and how its output is written back."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict
+
+from torch import Tensor, nn
+
+from resseq.merges import add, drop_path
+
+Map = Callable[[Tensor], Tensor]  # a module or a plain function
+Merge = Callable[[Tensor, Tensor], Tensor]
+
+
+class Slots(TypedDict, total=False):
+    """The slots of OneStream, and so the keywords of Residual."""
+
+    pre: Map | None
+    branch: Map | None
+    scale: float | Map
+    drop_path: float
+    shortcut: Map | None
+    shortcut_reads: Literal["stream", "pre"]
+    skip_scale: float | Map
+    merge: Merge | None
+    post: Map | None
+
+
+def _times(scale: float | Map, x: Tensor) -> Tensor:
+    return scale(x) if callable(scale) else x * scale
+
+
+class Connection(nn.Module):
+    """What every connection has: the four slots of its branch. A subclass says what the stream is.
+
+    ``y = scale · drop_path(branch(F(pre(x))))``, F the sublayer.
+
+    Args:
+        pre, branch: maps of what the sublayer reads and of what it returns: norms, activations.
+        scale: a factor on the branch, fixed (a float) or learned (a module such as LearnedScale).
+        drop_path: probability that a sample's branch is dropped in training.
+    """
+
+    def __init__(
+        self,
+        *,
+        pre: Map | None = None,
+        branch: Map | None = None,
+        scale: float | Map = 1.0,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        if not 0.0 <= drop_path <= 1.0:
+            raise ValueError(
+                f"Residual: drop_path is a probability; got drop_path={drop_path}. Use a value from 0 to 1."
+            )
+        self.pre, self.branch, self.scale, self.drop_path = pre, branch, scale, drop_path
+
+    def read(self, stream: Any) -> tuple[Tensor, Any]:
+        """What the sublayer reads, and what ``write`` has to be given back."""
+        raise NotImplementedError
+
+    def write(self, stream: Any, y: Tensor, carry: Any) -> Any:
+        """The stream after the sublayer's output y has joined it; its dtype never changes."""
+        raise NotImplementedError
+
+    def finish(self, y: Tensor) -> Tensor:
+        """The branch after its sublayer: ``scale · drop_path(branch(y))``."""
+        branch, scale = self.branch, self.scale
+        if branch is not None:
+            y = branch(y)
+        if self.drop_path and self.training:
+            y = drop_path(y, self.drop_path)
+        return y if scale == 1.0 else _times(scale, y)
+
+    def extra_repr(self) -> str:
+        defaults = {"scale": 1.0, "drop_path": 0.0, "skip_scale": 1.0, "shortcut_reads": "stream", "merge": add}
+        slots = ((name, self.__dict__.get(name, None)) for name in Slots.__annotations__)
+        return ", ".join(
+            f"{name}={getattr(value, '__name__', value)}"
+            for name, value in slots
+            if value is not None and value != defaults.get(name)
+        )
+
+
+class OneStream(Connection):
+    """The stream is one tensor.
+
+    ``out = post(merge(skip_scale · shortcut(x), scale · drop_path(branch(F(pre(x))))))``, merge = + unless given.
+
+    Args:
+        shortcut: map of the stream to the branch's shape, where that differs; the identity unless given.
+        shortcut_reads: "stream", or "pre" for a shortcut that reads pre(x), as pre-activation nets do where the
+            shape changes.
+        skip_scale: a factor on the shortcut, a float or a module.
+        merge: a map of (shortcut's output, branch's output), such as Highway(dim).
+        post: a map of the sum: post-norm's norm, a ResNet's ReLU.
+    Raises: ValueError for drop_path with a merge that is no sum: what a dropped branch means is then undefined.
+    """
+
+    def __init__(
+        self,
+        *,
+        pre: Map | None = None,
+        branch: Map | None = None,
+        scale: float | Map = 1.0,
+        drop_path: float = 0.0,
+        shortcut: Map | None = None,
+        shortcut_reads: Literal["stream", "pre"] = "stream",
+        skip_scale: float | Map = 1.0,
+        merge: Merge | None = None,
+        post: Map | None = None,
+    ):
+        super().__init__(pre=pre, branch=branch, scale=scale, drop_path=drop_path)
+        if drop_path and merge not in (None, add):
+            raise ValueError(
+                f"Residual: drop_path needs the merge +; got drop_path={drop_path} with merge={merge}. "
+                f"Leave out drop_path or merge."
+            )
+        if shortcut_reads not in ("stream", "pre"):
+            raise ValueError(
+                f"Residual: shortcut_reads is 'stream' or 'pre'; got shortcut_reads={shortcut_reads!r}. Use 'stream'."
+            )
+        self.shortcut, self.shortcut_reads, self.skip_scale = shortcut, shortcut_reads, skip_scale
+        self.merge, self.post = add if merge is None else merge, post
+
+    def read(self, stream: Tensor) -> tuple[Tensor, Tensor]:
+        pre = self.pre  # looked up once: nn.Module finds its submodules slowly
+        x = stream if pre is None else pre(stream)
+        return x, (x if self.shortcut_reads == "pre" else stream)
+
+    def write(self, stream: Tensor, y: Tensor, carry: Tensor) -> Tensor:
+        shortcut, skip_scale, post = self.shortcut, self.skip_scale, self.post
+        skip = carry if shortcut is None else shortcut(carry)
+        if skip_scale != 1.0:
+            skip = _times(skip_scale, skip)
+        out = self.merge(skip, self.finish(y))
+        if post is not None:
+            out = post(out)
+        return out if out.dtype == stream.dtype else out.to(stream.dtype)

@@ -1,0 +1,43 @@
+"""Text in, batches out: the only part of resseq that imports `datasets` and `tokenizers`.
+
+`load_text` gives texts and labels, `train_tokenizer` and `encode` turn them into token ids, `LengthBatches` and `collate` into batches.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batching import LengthBatches, Tokens, collate, encode
+    from .text import Split, TextData, TextOptions, load_text
+    from .tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+
+__all__ = [
+    "LengthBatches",
+    "Split",
+    "TextData",
+    "TextOptions",
+    "Tokens",
+    "collate",
+    "encode",
+    "load_text",
+    "load_tokenizer",
+    "save_tokenizer",
+    "train_tokenizer",
+]
+
+_MODULES = {"TextOptions": "text", "Split": "text", "TextData": "text", "load_text": "text"} | {
+    "train_tokenizer": "tokenizer",
+    "load_tokenizer": "tokenizer",
+    "save_tokenizer": "tokenizer",
+    "Tokens": "batching",
+    "encode": "batching",
+    "LengthBatches": "batching",
+    "collate": "batching",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy (PEP 562): the command line needs TextOptions for --help, and must not wait for torch.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,0 +1,132 @@
+"""From texts to batches: token ids in one flat tensor, batches of like length, an order that a resumed run can pick up."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, Sampler
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+CHUNK = 1000  # texts encoded at a time: what the tokenizer returns is far larger than the ids
+POOL = 50  # batches sorted by length together: enough for little padding, few enough to keep the order random
+
+Item = tuple[Tensor, int | None]
+
+
+class Tokens(Dataset[Item]):
+    """Encoded texts: one flat tensor of ids, cut by offsets. An item is (ids, label), the label None where there are none.
+
+    Args:
+        ids: the ids of all texts, one after the other, (N,).
+        lengths: tokens of each text, (texts,).
+        labels: class of each text, or None.
+        truncated: share of the texts that were cut.
+    """
+
+    def __init__(self, ids: Tensor, lengths: Tensor, labels: Sequence[int] | None, truncated: float):
+        self.ids = ids
+        self.lengths = lengths
+        self.offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        self.labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+        self.truncated = truncated
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Item:
+        label = None if self.labels is None else int(self.labels[index])
+        start = int(self.offsets[index])
+        return self.ids[start : start + int(self.lengths[index])], label
+
+
+def encode(tokenizer: "Tokenizer", texts: Sequence[str], labels: Sequence[int] | None, max_length: int) -> Tokens:
+    """Encode texts, each cut to its first `max_length` tokens.
+
+    Raises: ValueError if max_length is less than 1.
+    """
+    if max_length < 1:
+        raise ValueError(f"encode: max_length must be at least 1; got max_length={max_length}. The default is 256.")
+    chunks, lengths = [torch.zeros(0, dtype=torch.int32)], []
+    for start in range(0, len(texts), CHUNK):
+        rows = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts[start : start + CHUNK]))]
+        chunks.append(torch.tensor([token for row in rows for token in row[:max_length]], dtype=torch.int32))
+        lengths.extend(len(row) for row in rows)
+    full = torch.tensor(lengths, dtype=torch.int64)
+    truncated = (full > max_length).double().mean().item() if lengths else 0.0
+    return Tokens(torch.cat(chunks), full.clamp(max=max_length), labels, truncated)
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches of texts of like length, each text once an epoch; the order follows from (seed, epoch) alone.
+
+    A permutation is cut into pools of 50 batches; a pool is sorted by length and cut into batches; all batches are shuffled.
+    Without shuffling, everything is sorted by length: least padding, for evaluation.
+
+    Args:
+        lengths: tokens of each text, (texts,).
+
+    Raises: ValueError if batch_size is less than 1.
+
+    >>> list(LengthBatches(torch.tensor([5, 1, 4, 2]), batch_size=2, seed=0, shuffle=False))
+    [[1, 3], [2, 0]]
+    """
+
+    def __init__(self, lengths: Tensor, batch_size: int, seed: int, shuffle: bool = True):
+        if batch_size < 1:
+            raise ValueError(f"LengthBatches: batch_size must be at least 1; got batch_size={batch_size}. The smallest is 1.")
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def start_at(self, batches_consumed: int) -> None:
+        """Leave out the batches that an interrupted epoch has consumed, in the next iteration only."""
+        self.start = batches_consumed
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start, self.start = self.start, 0
+        return iter([batch.tolist() for batch in self._batches()[start:]])
+
+    def padding(self) -> float:
+        """Share of this epoch's places that are padding, a fraction."""
+        places = sum(len(batch) * int(self.lengths[batch].max()) for batch in self._batches())
+        return 1 - int(self.lengths.sum()) / places
+
+    def _batches(self) -> list[Tensor]:
+        if not self.shuffle:
+            return list(self.lengths.argsort(stable=True).split(self.batch_size))
+        # SeedSequence mixes the two: seed + epoch would repeat the orders of one seed in another.
+        mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(mixed))
+        order = torch.randperm(len(self.lengths), generator=generator)
+        batches: list[Tensor] = []
+        for pool in order.split(POOL * self.batch_size):
+            batches.extend(pool[self.lengths[pool].argsort(stable=True)].split(self.batch_size))
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def collate(items: Sequence[Item]) -> dict[str, Tensor]:
+    """Pad items to one batch: ids (B, L) padded with 0, mask (B, L) True = real token, labels (B,) where there are labels.
+
+    >>> collate([(torch.tensor([2, 7]), 1), (torch.tensor([2]), 0)])["ids"].tolist()
+    [[2, 7], [2, 0]]
+    """
+    ids = pad_sequence([ids.long() for ids, _ in items], batch_first=True)
+    lengths = torch.tensor([len(ids) for ids, _ in items])
+    batch = {"ids": ids, "mask": torch.arange(ids.shape[1]) < lengths[:, None]}
+    labels = [label for _, label in items if label is not None]
+    return batch | {"labels": torch.tensor(labels)} if labels else batch

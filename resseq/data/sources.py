@@ -1,0 +1,159 @@
+"""Files, folders and Hugging Face datasets, read into plain columns.
+
+CSV and JSONL are read by Python itself: each value comes as it was written (`NA`, `007` and the empty text stay text), an error knows
+its line, and there is no cache that a rewritten file could be served from. `datasets` reads the hub, and the class names in Parquet.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+Table = dict[str, list[Any]]
+"""Column name -> values, one a row."""
+
+
+def read_source(data: str) -> dict[str, dict[str, Table]]:
+    """Read a file, folder or hub dataset: split -> where it was read (a path, or a split of the hub) -> table.
+
+    One file, or a source of one part, has no split: it is all "train".
+
+    Raises: ValueError if there is no such source, if it holds nothing, or if a file cannot be read.
+    """
+    path = Path(data)
+    if path.is_file():
+        return {"train": {data: _read_file(path)}}
+    if path.is_dir():
+        return _read_folder(path)
+    # What has a data file's ending, or is no "name" or "owner/name", can only be a path: do not ask the hub for it.
+    if path.suffix.lower() in READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data):
+        raise ValueError(_no_such_data(data, "a Hugging Face dataset id"))
+    return _read_hub(data)
+
+
+def _no_such_data(data: str, last: str) -> str:
+    return f"load_text: data='{data}' is neither pystdlib, nor a file or folder here, nor {last}. Check the spelling and the folder."
+
+
+def _split_of(name: str) -> str | None:
+    prefixes = {"train": "train", "val": "validation", "dev": "validation", "test": "test"}
+    return next((split for prefix, split in prefixes.items() if name.lower().startswith(prefix)), None)
+
+
+def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
+    if not files:
+        raise ValueError(f"load_text: a data folder must hold {_ENDINGS} files; got data='{folder}' with none. Name another folder.")
+    if len(files) == 1:
+        return {"train": {str(files[0]): _read_file(files[0])}}
+    splits: dict[str, dict[str, Table]] = {}
+    for path in files:
+        split = _split_of(path.stem)
+        if split is None:
+            raise ValueError(
+                "load_text: of several files in a data folder, each name must start with train, validation or test;"
+                f" got {path}. Rename it, or move it away."
+            )
+        splits.setdefault(split, {})[str(path)] = _read_file(path)
+    return splits
+
+
+def _read_hub(name: str) -> dict[str, dict[str, Table]]:
+    import datasets
+
+    try:
+        parts = datasets.load_dataset(name)
+    except Exception as error:  # offline, unknown, gated, several configurations, …: each has its own type, all need one line
+        reason = f"a Hugging Face dataset that can be loaded ({_one_line(error)})"
+        raise ValueError(_no_such_data(name, reason)) from error
+    assert isinstance(parts, datasets.DatasetDict)
+    if len(parts) == 1:
+        return {"train": {f"{name} {part}": _hub_table(dataset) for part, dataset in parts.items()}}
+    splits: dict[str, dict[str, Table]] = {}
+    for part, dataset in parts.items():
+        split = _split_of(str(part))
+        if split:  # others, such as "unsupervised", are left alone: nobody can rename the parts of a hub dataset
+            splits.setdefault(split, {})[f"{name} {part}"] = _hub_table(dataset)
+    return splits
+
+
+def _hub_table(dataset: "datasets.Dataset") -> Table:
+    return _with_class_names(dataset.with_format("arrow")[:], dataset.features)
+
+
+def _read_file(path: Path) -> Table:
+    read = READERS.get(path.suffix.lower())
+    if read is None:
+        raise ValueError(f"load_text: a data file must end in {_ENDINGS}; got data='{path}'. Convert it.")
+    try:
+        table = read(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(
+            f"load_text: a data file must be readable; got {path}: {_one_line(error)}. Mend the file, or export it anew."
+        ) from error
+    if not any(table.values()):
+        raise ValueError(f"load_text: a data file must hold rows; got {path} with none. Fill it, or remove it.")
+    return table
+
+
+def _read_csv(path: Path, delimiter: str = ",") -> Table:
+    csv.field_size_limit(2**31 - 1)  # a text may be a whole book; Python stops at 131,072 characters
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header = next(reader, [])
+        rows: list[list[str]] = []
+        for row in reader:
+            if len(row) == len(header):
+                rows.append(row)
+            elif row:  # an empty line is no row
+                raise ValueError(f"line {reader.line_num} has {len(row)} fields, the header {len(header)}")
+    return {name: [row[column] for row in rows] for column, name in enumerate(header)}
+
+
+def _read_tsv(path: Path) -> Table:
+    return _read_csv(path, delimiter="\t")
+
+
+def _read_jsonl(path: Path) -> Table:
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    rows.append(dict(json.loads(line)))
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"line {number} is no JSON object") from error
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _read_parquet(path: Path) -> Table:
+    import datasets
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    return _with_class_names(table, datasets.Features.from_arrow_schema(table.schema))
+
+
+def _with_class_names(table: "pyarrow.Table", features: "datasets.Features") -> Table:
+    """The columns as lists; class numbers become names, and -1, the hub's "no label", None."""
+    columns = table.to_pydict()
+    for name, feature in features.items():
+        names = getattr(feature, "names", None)
+        if names is not None:
+            columns[name] = [None if number is None or number < 0 else names[number] for number in columns[name]]
+    return columns
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+READERS: dict[str, Callable[[Path], Table]] = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+_ENDINGS = ".csv, .tsv, .jsonl or .parquet"

@@ -1,0 +1,177 @@
+"""Labelled texts from anywhere: which column is which, which rows are for what, which class has which number."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from .pystdlib import read_pystdlib
+from .sources import Table, read_source
+
+TEXT_COLUMNS = ("text", "sentence", "review", "content", "question", "document", "comment", "body", "message", "tweet", "utterance", "title")
+LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target", "topic", "intent", "emotion", "coarse_label", "rating", "stars")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """Which texts to learn from, and how to cut them into tokens."""
+
+    data: str = "pystdlib"
+    """pystdlib (built in), a CSV, TSV, JSONL or Parquet file, a folder of them, or a Hugging Face dataset id."""
+    text_column: str | None = None
+    """The column of the texts; by default a usual name such as text, sentence or review."""
+    label_column: str | None = None
+    """The column of the labels; by default a usual name such as label, sentiment or category."""
+    validation_fraction: float = 0.1
+    """Share of the rows for validation, where the data has no such split."""
+    test_fraction: float = 0.1
+    """Share of the rows for testing, where the data has no such split."""
+    data_seed: int = 0
+    """Seed of the splits that the data lacks."""
+    tokenizer: Literal["bpe", "wordpiece", "byte", "character"] = "bpe"
+    """How texts become tokens: learnt pieces of words (bpe, wordpiece), bytes, or characters."""
+    vocab_size: int = 8000
+    """Tokens that bpe, wordpiece and character may have (the first two have every character seen, even beyond it)."""
+    max_length: int = 256
+    """Tokens a text may have; a longer one is cut."""
+    lowercase: bool = True
+    """Read capital letters as small ones."""
+
+
+class Split(NamedTuple):
+    texts: list[str]
+    labels: list[int]
+    """Index of each text's class in `TextData.classes`."""
+
+
+@dataclass(frozen=True)
+class TextData:
+    splits: dict[str, Split]
+    """"train", "validation" and "test"; without carving, those that the source has."""
+    classes: list[str]
+    carved: tuple[str, ...]
+    """The splits that the source lacks, taken from its train split."""
+
+
+class _Rows(NamedTuple):
+    texts: list[str]
+    labels: list[str]
+
+
+def load_text(options: TextOptions, classes: list[str] | None = None, carve: bool = True) -> TextData:
+    """Load labelled texts and number their classes.
+
+    Validation and test rows that the source lacks are carved from its train split by a permutation of `options.data_seed`; validation
+    never stands in for test. A validation or test split in which every label is null (on the hub: -1) counts as lacking.
+
+    Args:
+        classes: the class names of an earlier run, in its order; by default those of the train split, sorted (integers by value).
+        carve: False gives just the splits that the source has; a source without splits is all "train".
+
+    Raises: ValueError if the data cannot be read, a column cannot be told, a text or label is missing, a label is of no class,
+        or there are too few rows to carve.
+
+    >>> data = load_text(TextOptions(data="pystdlib"))
+    >>> len(data.classes), data.carved
+    (13, ())
+    """
+    rows = _read_rows(options)
+    if "train" not in rows and (carve or classes is None):
+        raise ValueError(f"load_text: data must have a train split; got data='{options.data}' with {sorted(rows)}. Add one.")
+    # Before carving: else a class whose only row goes to the validation split would be unknown there.
+    names = _sorted_names(rows["train"].labels) if classes is None else classes
+    number = {name: index for index, name in enumerate(names)}
+    for split, (_, labels) in rows.items():
+        if unknown := _sorted_names(set(labels) - number.keys()):
+            known = "the train split" if classes is None else "the classes"
+            raise ValueError(
+                f"load_text: every label must be in {known}; got {unknown} in the {split} split of data='{options.data}'."
+                f" Correct these labels, or choose the right column by --label-column; the classes are {names}."
+            )
+    carved = tuple(split for split in ("validation", "test") if carve and split not in rows)
+    if carved:
+        rows |= _carve(rows["train"], carved, options)
+    splits = {split: Split(texts, [number[label] for label in labels]) for split, (texts, labels) in rows.items()}
+    return TextData(splits, names, carved)
+
+
+def _read_rows(options: TextOptions) -> dict[str, _Rows]:
+    if options.data == "pystdlib":
+        return {split: _Rows(*rows) for split, rows in read_pystdlib().items()}
+    rows = {}
+    for split, tables in read_source(options.data).items():
+        columns = {
+            where: (
+                table[_column(table, where, "text", options.text_column, TEXT_COLUMNS)],
+                table[_column(table, where, "label", options.label_column, LABEL_COLUMNS)],
+            )
+            for where, table in tables.items()
+        }
+        if split == "train" or any(label is not None for _, labels in columns.values() for label in labels):
+            rows[split] = _Rows([], [])
+            for where, (texts, labels) in columns.items():
+                rows[split].texts.extend(_checked_texts(texts, where))
+                rows[split].labels.extend(_checked_labels(labels, where))
+    return rows
+
+
+def _column(table: Table, where: str, kind: str, wanted: str | None, usual: tuple[str, ...]) -> str:
+    if wanted is not None:
+        if wanted in table:
+            return wanted
+        raise ValueError(
+            f"load_text: --{kind}-column must be a column of {where}; got {kind}_column='{wanted}'. Choose one of {list(table)}."
+        )
+    lower = {name.lower(): name for name in table}
+    for name in usual:
+        if name in lower:
+            return lower[name]
+    raise ValueError(
+        f"load_text: the {kind} column of {where} must be named or have a usual name; got columns={list(table)}. Name it by --{kind}-column."
+    )
+
+
+def _checked_texts(texts: list[Any], where: str) -> list[str]:
+    for row, text in enumerate(texts, 1):
+        if text is None:
+            raise ValueError(f"load_text: every row must have a text; got none in row {row} of {where}. Fill or remove the row.")
+    return [str(text) for text in texts]
+
+
+def _checked_labels(labels: list[Any], where: str) -> list[str]:
+    for row, label in enumerate(labels, 1):
+        if label is None or label == "":
+            raise ValueError(f"load_text: every row must have a label; got none in row {row} of {where}. Fill or remove the row.")
+        if not isinstance(label, str | int):
+            raise ValueError(
+                f"load_text: a label must be text, a whole number or true/false; got label={label!r} in row {row} of {where}."
+                " Correct it, or choose another column by --label-column."
+            )
+    return [str(label) for label in labels]
+
+
+def _sorted_names(labels: Iterable[str]) -> list[str]:
+    names = sorted(set(labels))
+    try:
+        return sorted(names, key=int)
+    except ValueError:
+        return names
+
+
+def _carve(train: _Rows, carved: tuple[str, ...], options: TextOptions) -> dict[str, _Rows]:
+    count = len(train.texts)
+    order = list(range(count))
+    random.Random(options.data_seed).shuffle(order)
+    fractions = {"test": options.test_fraction, "validation": options.validation_fraction}
+    sizes = {split: round(count * fraction) for split, fraction in fractions.items() if split in carved}
+    sizes["train"] = count - sum(sizes.values())
+    if min(sizes.values()) < 1:
+        raise ValueError(
+            f"load_text: carving must leave a row in each split; got rows={count}, validation_fraction={options.validation_fraction},"
+            f" test_fraction={options.test_fraction}. Give more rows or other fractions."
+        )
+    rows = {}
+    for split, size in sizes.items():
+        chosen, order = order[:size], order[size:]
+        rows[split] = _Rows([train.texts[i] for i in chosen], [train.labels[i] for i in chosen])
+    return rows

@@ -1,0 +1,94 @@
+"""Tokenizers: learnt pieces of words, bytes or characters, each saved as one tokenizer.json.
+
+Every kind has the same special tokens and puts [CLS] first, so that an empty text still has one token.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .text import TextOptions
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]"]
+"""With the ids 0, 1 and 2; `collate` pads with 0."""
+
+
+def train_tokenizer(texts: Iterable[str], options: TextOptions) -> "Tokenizer":
+    """Train the tokenizer that `options` ask for; the same texts give the same tokenizer.
+
+    >>> tokenizer = train_tokenizer(["to be or not to be"], TextOptions(tokenizer="character"))
+    >>> tokenizer.encode("to be<br />").tokens
+    ['[CLS]', 't', 'o', ' ', 'b', 'e', ' ']
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    breaks = normalizers.Replace(Regex(r"(?i)<br\s*/?>"), " ")
+    steps = [breaks, normalizers.NFC(), normalizers.Lowercase()]
+    normalizer = normalizers.Sequence(steps if options.lowercase else steps[:-1])
+
+    trainer = None
+    if options.tokenizer == "bpe":
+        model = models.BPE(unk_token="[UNK]")
+        pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # splits on whitespace and punctuation
+        trainer = trainers.BpeTrainer(vocab_size=options.vocab_size, special_tokens=SPECIAL, show_progress=False)
+    elif options.tokenizer == "wordpiece":
+        model = models.WordPiece(unk_token="[UNK]")
+        pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        # The trainer numbers the symbols inside words in the order of a hash map, which differs from run to run, and breaks ties between
+        # merges by these numbers. Naming the symbols first, as if they were special, makes the vocabulary repeatable.
+        texts = list(texts)
+        characters = set().union(*(normalizer.normalize_str(text) for text in texts))
+        inside = [f"##{character}" for character in sorted(characters) if not character.isspace()]
+        trainer = trainers.WordPieceTrainer(vocab_size=options.vocab_size, special_tokens=SPECIAL + inside, show_progress=False)
+    elif options.tokenizer == "character":
+        model = models.WordLevel(unk_token="[UNK]")
+        pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=options.vocab_size, min_frequency=2, special_tokens=SPECIAL, show_progress=False
+        )
+    else:
+        symbols = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
+        model = models.BPE(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[])
+        pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+    def assemble(model: models.Model) -> Tokenizer:
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizer
+        tokenizer.pre_tokenizer = pre_tokenizer
+        return tokenizer
+
+    if trainer is not None:
+        pupil = assemble(model)
+        pupil.train_from_iterator(texts, trainer)
+        model = pupil.model
+    tokenizer = assemble(model)  # afresh: only these three are special
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
+    return _read_special_as_text(tokenizer)
+
+
+def save_tokenizer(tokenizer: "Tokenizer", path: str | Path) -> None:
+    """Write the tokenizer to one file, by custom tokenizer.json."""
+    tokenizer.save(str(path))
+
+
+def load_tokenizer(path: str | Path) -> "Tokenizer":
+    """Read a tokenizer that `save_tokenizer` wrote.
+
+    Raises: ValueError if the file is missing or no tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"load_tokenizer: path must be a saved tokenizer; got path={path} ({error}). Train and save it anew.") from error
+    return _read_special_as_text(tokenizer)
+
+
+def _read_special_as_text(tokenizer: "Tokenizer") -> "Tokenizer":
+    tokenizer.encode_special_tokens = True  # a "[CLS]" or "[PAD]" that somebody wrote is text; the file does not keep this setting
+    return tokenizer

@@ -1,0 +1,197 @@
+"""How two tensors become one: x, what came along the shortcut, and y, the branch's output."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def shape_mismatch(x: Tensor, y: Tensor) -> ValueError:
+    return ValueError(
+        f"Residual: the branch must give the shape of the shortcut; got branch={tuple(y.shape)}, "
+        f"shortcut={tuple(x.shape)}. Give shortcut=, a module that maps the stream to the branch's shape, "
+        f"e.g. shortcut=nn.Linear(dim_in, dim_out) or nn.Conv2d(channels_in, channels_out, 1, stride)."
+    )
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """The residual connection.
+
+    ``x + y``
+
+    Source: He et al. 2015, arXiv:1512.03385, eq. 1.
+    Shapes: x and y alike, any rank.
+    Raises: ValueError where the shapes differ; nothing is ever broadcast.
+    """
+    if x.shape != y.shape:
+        raise shape_mismatch(x, y)
+    return x + y
+
+
+def branch_only(x: Tensor, y: Tensor) -> Tensor:
+    """No connection at all: ``y``. What a network without shortcuts does; the control of every experiment."""
+    return y
+
+
+def _along(weight: Tensor, x: Tensor, channel_dim: int) -> Tensor:
+    """View a (D,) weight so that it multiplies x along channel_dim."""
+    trailing = -channel_dim - 1 if channel_dim < 0 else x.ndim - 1 - channel_dim
+    return weight.view(-1, *[1] * trailing)
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None, channel_dim: int) -> Tensor:
+    """A linear map of x along channel_dim: for images the 1×1 convolution."""
+    if channel_dim in (-1, x.ndim - 1):
+        return F.linear(x, weight, bias)
+    return F.linear(x.movedim(channel_dim, -1), weight, bias).movedim(-1, channel_dim)
+
+
+class Highway(nn.Module):
+    """A learned gate that trades the branch against the shortcut.
+
+    ``T⊙y + (1−T)⊙x``, ``T = σ(Wx + b)``; with ``gate="shortcut"`` only the shortcut is gated: ``y + (1−T)⊙x``.
+    W starts Xavier uniform and b at a negative value, so that the layer starts near the identity.
+
+    Source: Srivastava et al. 2015, arXiv:1505.00387, eq. 3; the shortcut-only gate: He et al. 2016,
+    arXiv:1603.05027, section 3.1.
+    Shapes: x and y alike, any rank, with ``dim`` entries along ``channel_dim`` (1 for images: a 1×1 gate).
+    Raises: ValueError for another gate; ValueError where the shapes differ.
+
+    >>> merge = Highway(8, bias=-2.0)
+    >>> merge(torch.zeros(4, 8), torch.ones(4, 8)).mean().item()  # doctest: +ELLIPSIS
+    0.1192...
+    """
+
+    def __init__(self, dim: int, *, bias: float = -2.0, gate: str = "coupled", channel_dim: int = -1):
+        super().__init__()
+        if gate not in ("coupled", "shortcut"):
+            raise ValueError(f"Highway: gate is 'coupled' or 'shortcut'; got gate={gate!r}. Use gate='coupled'.")
+        self.start, self.gate, self.channel_dim = bias, gate, channel_dim
+        self.weight = nn.Parameter(torch.empty(dim, dim))
+        self.bias = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.constant_(self.bias, self.start)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.shape != y.shape:
+            raise shape_mismatch(x, y)
+        transform = torch.sigmoid(_project(x, self.weight, self.bias, self.channel_dim))
+        # x stands first in the sums: the result takes the memory format of its first operand.
+        if self.gate == "shortcut":
+            return x - x * transform + y
+        return x + (y - x) * transform
+
+    def extra_repr(self) -> str:
+        return f"{len(self.bias)}, bias={self.start}, gate={self.gate!r}, channel_dim={self.channel_dim}"
+
+
+class GRUGate(nn.Module):
+    """The gated recurrent unit as a merge: the shortcut is the state, the branch is the input.
+
+    ``r = σ(W_r y + U_r x)``, ``z = σ(W_z y + U_z x − b)``, ``h = tanh(W y + U(r⊙x))``, ``(1−z)⊙x + z⊙h``.
+    Every matrix starts Xavier uniform, b (one per channel, learned) at 2, which keeps z near 0.
+    It differs from nn.GRUCell in three places: z weighs the candidate, not the state; r gates x before U is applied,
+    not after; and −b is the only bias.
+
+    Source: Parisotto et al. 2019, arXiv:1910.06764, section 3.2 ("Gated-Recurrent-Unit-type gating").
+    Shapes: x and y alike, any rank, with ``dim`` entries along ``channel_dim``.
+    Raises: ValueError where the shapes differ.
+
+    >>> GRUGate(8)(torch.zeros(4, 8), torch.zeros(4, 8)).abs().max().item()
+    0.0
+    """
+
+    def __init__(self, dim: int, *, bias: float = 2.0, channel_dim: int = -1):
+        super().__init__()
+        self.start, self.channel_dim = bias, channel_dim
+        self.from_branch = nn.Parameter(torch.empty(3 * dim, dim))  # W_r, W_z, W
+        self.from_shortcut = nn.Parameter(torch.empty(2 * dim, dim))  # U_r, U_z
+        self.from_reset = nn.Parameter(torch.empty(dim, dim))  # U
+        self.bias = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for matrix in (*self.from_branch.chunk(3), *self.from_shortcut.chunk(2), self.from_reset):
+            nn.init.xavier_uniform_(matrix)
+        nn.init.constant_(self.bias, self.start)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.shape != y.shape:
+            raise shape_mismatch(x, y)
+        dim = self.channel_dim
+        y_r, y_z, y_h = _project(y, self.from_branch, None, dim).chunk(3, dim)
+        x_r, x_z = _project(x, self.from_shortcut, None, dim).chunk(2, dim)
+        r = torch.sigmoid(x_r + y_r)
+        z = torch.sigmoid(x_z + y_z - _along(self.bias, x, dim))
+        candidate = torch.tanh(_project(x * r, self.from_reset, None, dim) + y_h)
+        return x + (candidate - x) * z
+
+    def extra_repr(self) -> str:
+        return f"{len(self.bias)}, bias={self.start}, channel_dim={self.channel_dim}"
+
+
+class Concat(nn.Module):
+    """The connection of DenseNet, of ESIM and of Bengio's language model: ``[x; y]`` along ``channel_dim``.
+
+    Source: Huang et al. 2017, arXiv:1608.06993, eq. 2.
+    Shapes: x and y alike but along ``channel_dim``, where the result has the sum of both widths.
+
+    >>> Concat()(torch.zeros(4, 8), torch.zeros(4, 3)).shape
+    torch.Size([4, 11])
+    """
+
+    def __init__(self, *, channel_dim: int = -1):
+        super().__init__()
+        self.channel_dim = channel_dim
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, y], self.channel_dim)
+
+    def extra_repr(self) -> str:
+        return f"channel_dim={self.channel_dim}"
+
+
+class LearnedScale(nn.Module):
+    """A learned factor on the branch.
+
+    ``λ⊙y``, λ one number, or with ``dim`` one per channel; the result keeps y's dtype.
+    ``LearnedScale(0.0)`` is ReZero's and SkipInit's, ``LearnedScale(1e-4, dim=d)`` is LayerScale's.
+
+    Source: Bachlechner et al. 2020, arXiv:2003.04887, eq. 2 (ReZero); De & Smith 2020, arXiv:2002.10444 (SkipInit);
+    Touvron et al. 2021, arXiv:2103.17239, eq. 4 (LayerScale).
+    Shapes: any; ``channel_dim=1`` for channels-first tensors.
+
+    >>> LearnedScale(0.1, dim=8)(torch.ones(4, 8)).sum().item()  # doctest: +ELLIPSIS
+    3.20...
+    """
+
+    def __init__(self, start: float, *, dim: int | None = None, channel_dim: int = -1):
+        super().__init__()
+        self.start, self.channel_dim = start, channel_dim
+        self.weight = nn.Parameter(torch.empty(1 if dim is None else dim))  # never 0-d: FSDP cannot shard those
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, self.start)
+
+    def forward(self, y: Tensor) -> Tensor:
+        weight = self.weight.to(y.dtype)
+        return y * (weight if len(weight) == 1 else _along(weight, y, self.channel_dim))
+
+    def extra_repr(self) -> str:
+        return f"start={self.start}, dim={len(self.weight)}, channel_dim={self.channel_dim}"
+
+
+def drop_path(y: Tensor, p: float) -> Tensor:
+    """Stochastic depth: drop the branch of each sample with probability p, and rescale those that stay.
+
+    ``y·b/(1−p)``, ``b ~ Bernoulli(1−p)`` one for each index of the first axis; the mean stays y.
+
+    Source: Huang et al. 2016, arXiv:1603.09382, eq. 2 (there the rescaling stands at test time).
+    """
+    if p == 1.0:
+        return torch.zeros_like(y)
+    keep = torch.empty(len(y), *[1] * (y.ndim - 1), dtype=y.dtype, device=y.device).bernoulli_(1 - p)
+    return y * keep * (1 / (1 - p))  # two products: 1/(1−p) would be rounded in a bfloat16 mask

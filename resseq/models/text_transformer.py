@@ -1,0 +1,135 @@
+"""A Transformer encoder, and the text classifier on top of it."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from resseq.layers.attention import SelfAttention
+from resseq.layers.feedforward import Activation, FeedForward
+from resseq.layers.linear import Embedding, Init, Linear
+from resseq.layers.pooling import find_pooling
+from resseq.layers.positions import LearnedPositions, SinusoidalPositions
+from resseq.residual import Stack, reset_children
+from resseq.schemes import Scheme
+
+
+class TransformerEncoder(Stack):
+    """A stack of self-attention and feed-forward residuals.
+
+    ``x_{2l−1} = Residual(x_{2l−2}, attention_l)``, ``x_{2l} = Residual(x_{2l−1}, feedforward_l)``; the scheme says
+    what Residual is.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.1.
+    Shapes: x (B, L, D), mask (B, L) True = real token -> (B, L, D).
+    Args:
+        dropout: probability that an entry of a branch is zeroed; attention_dropout: that an attention weight is.
+        drop_path: probability that a sample's branch is dropped in the last layer, rising linearly to there.
+        rotary: turn queries and keys by their position.
+
+    >>> TransformerEncoder(dim=8, depth=2, heads=2, scheme="deepnorm")(torch.randn(2, 5, 8)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        *,
+        scheme: str | Scheme = "pre",
+        hidden: int | None = None,
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        rotary: bool = False,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        init: Init = "xavier",
+    ):
+        layers = [
+            (
+                SelfAttention(
+                    dim, heads, dropout=dropout, attention_dropout=attention_dropout, rotary=rotary, init=init
+                ),
+                FeedForward(dim, hidden, activation=activation, dropout=dropout, init=init),
+            )
+            for _ in range(depth)
+        ]
+        super().__init__(layers, dim=dim, scheme=scheme, norm=norm, drop_path=drop_path)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask=mask)
+
+
+class TextTransformer(nn.Module):
+    """A text classifier: embeddings, encoder, pooling, one linear map.
+
+    Shapes: ids (B, L) int64, mask (B, L) True = real token (all real unless given) -> logits (B, C).
+    Args:
+        max_length: tokens of the longest text; only learned positions are bounded by it.
+        dropout: probability for embeddings, branches and the pooled vector alike.
+
+    >>> model = TextTransformer(100, num_classes=3, dim=8, depth=2, heads=2, max_length=16)
+    >>> model(torch.randint(100, (4, 16))).shape
+    torch.Size([4, 3])
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_classes: int,
+        dim: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        max_length: int = 256,
+        *,
+        scheme: str | Scheme = "pre",
+        hidden: int | None = None,
+        activation: Activation = "gelu",
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        positions: Literal["learned", "sinusoidal", "rotary"] = "learned",
+        pooling: Literal["mean", "cls", "max"] = "mean",
+        init: Init = "xavier",
+    ):
+        super().__init__()
+        self.embedding = Embedding(vocab_size, dim, init=init)
+        if positions == "learned":
+            self.positions = LearnedPositions(max_length, dim, init=init)
+        elif positions == "sinusoidal":
+            self.positions = SinusoidalPositions()
+        elif positions == "rotary":
+            self.positions = nn.Identity()  # they turn the encoder's queries and keys
+        else:
+            raise ValueError(
+                f"TextTransformer: positions are 'learned', 'sinusoidal' or 'rotary'; got positions={positions!r}. "
+                f"Use positions='learned'."
+            )
+        self.encoder = TransformerEncoder(
+            dim,
+            depth,
+            heads,
+            scheme=scheme,
+            hidden=hidden,
+            activation=activation,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            drop_path=drop_path,
+            rotary=positions == "rotary",
+            init=init,
+        )
+        self.pool = find_pooling(pooling)
+        self.dropout = nn.Dropout(dropout)
+        self.head = Linear(dim, num_classes, init=init)
+
+    def reset_parameters(self) -> None:
+        """Start again, as if newly built."""
+        reset_children(self)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.encoder(self.dropout(self.positions(self.embedding(ids))), mask)
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        return self.head(self.dropout(self.pool(x, mask)))

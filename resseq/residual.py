@@ -1,0 +1,209 @@
+"""A residual, and a stack of them: the whole of the idea."""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Unpack
+
+from torch import Tensor, nn
+
+from resseq.connections import Connection, Map, OneStream, Slots
+from resseq.schemes import Norm, Place, Scheme, find_scheme
+
+
+class Residual(nn.Module):
+    """One sublayer F on the stream x.
+
+    ``post(merge(skip_scale · shortcut(x), scale · drop_path(branch(F(pre(x))))))``; with no slot given, ``x + F(x)``.
+
+    F is any module or function. Extra arguments go to it untouched; if it returns a plain tuple, the first item joins
+    the stream and the rest is handed back. An nn.MultiheadAttention attends to its own input unless it is given more,
+    and takes ``mask`` (True = keep) as well as torch's own names.
+
+    Source: He et al. 2015, arXiv:1512.03385, eq. 1 and 2; pre-norm: He et al. 2016, arXiv:1603.05027;
+    post-norm: Vaswani et al. 2017, arXiv:1706.03762, section 3.1.
+    Shapes: the stream any rank; the branch the shape of the shortcut.
+    Args:
+        slots: those of OneStream: pre, branch, scale, drop_path, shortcut, shortcut_reads, skip_scale, merge, post.
+        connection: a Connection of your own, in place of all slots.
+    Raises: ValueError where branch and shortcut differ in shape (nothing is broadcast), for slots beside a connection,
+        and for an in-place sublayer that would overwrite the stream.
+
+    >>> import torch
+    >>> layer = Residual(nn.Linear(8, 8), pre=nn.LayerNorm(8))
+    >>> layer(torch.randn(2, 5, 8)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self, sublayer: Callable[..., Any], *, connection: Connection | None = None, **slots: Unpack[Slots]
+    ):
+        super().__init__()
+        if connection is not None and slots:
+            raise ValueError(
+                f"Residual: a connection has its own slots; got connection={type(connection).__name__} beside "
+                f"{', '.join(slots)}. Give the slots to the connection."
+            )
+        self.sublayer = sublayer
+        self.connection = OneStream(**slots) if connection is None else connection
+        if self.connection.pre is None and _overwrites_input(sublayer):
+            raise ValueError(
+                "Residual: the sublayer must leave the stream as it is; got inplace=True in its first module and no "
+                "pre. Use inplace=False."
+            )
+
+    def forward(self, stream: Any, *args: Any, **kwargs: Any) -> Any:
+        connection, sublayer = self.connection, self.sublayer
+        x, carry = connection.read(stream)
+        if isinstance(sublayer, nn.MultiheadAttention):
+            args, kwargs = _attention_arguments(x, *args, **kwargs)
+        y = sublayer(x, *args, **kwargs)
+        if type(y) is tuple:
+            return connection.write(stream, y[0], carry), *y[1:]
+        return connection.write(stream, y, carry)
+
+
+def _attention_arguments(
+    x: Tensor, *args: Any, mask: Tensor | None = None, **kwargs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What nn.MultiheadAttention wants beside its query x to be called like every other sublayer."""
+    if mask is not None:
+        kwargs["key_padding_mask"] = ~mask
+    return (args or (x, x)) if "key" not in kwargs else args, kwargs
+
+
+def _overwrites_input(sublayer: Any) -> bool:
+    while isinstance(sublayer, nn.Sequential) and len(sublayer):
+        sublayer = sublayer[0]
+    return getattr(sublayer, "inplace", False) is True
+
+
+def _keywords(sublayer: Any) -> set[str] | None:
+    """The keywords that a sublayer takes; None if it takes any."""
+    function = sublayer.forward if isinstance(sublayer, nn.Module) else sublayer
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    names = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    return names | {"mask"} if isinstance(sublayer, nn.MultiheadAttention) else names
+
+
+def reset_children(module: nn.Module) -> None:
+    """Call reset_parameters on every outermost part of a module that has it."""
+    for child in module.children():
+        # torch's attention has the method under a private name only
+        reset = getattr(child, "reset_parameters", getattr(child, "_reset_parameters", None))
+        if reset is None:
+            reset_children(child)
+        else:
+            reset()
+
+
+class Stack(nn.Module):
+    """Sublayers wired over depth by a scheme: open the stream, run the residuals, close the stream.
+
+    ``x_0 = open(x)``, ``x_l = Residual_l(x_{l−1})``, ``close(x_M)``.
+
+    Each keyword goes to the sublayers whose signature takes it. Starting weights: each sublayer's own, then the
+    scheme's rule.
+
+    Shapes: forward(x, *args, **kwargs) -> Tensor, or (Tensor, [what each residual handed back]) if a sublayer
+        returned a tuple.
+    Args:
+        layers: a tuple is one layer of several residuals, a bare module a layer of one:
+            ``[(attention, feedforward), …]``.
+        dim: the stream's width, or one width per boundary (residuals + 1 of them) for a net whose width changes.
+        scheme: a name in SCHEMES, or a Scheme of your own.
+        norm: called with a width, returns a norm; None for a net whose sublayers normalise themselves.
+        activation: called without arguments, returns what the schemes without a norm put after the sum (φ): nn.ReLU
+            in a ResNet; None leaves the sum as it is.
+        drop_path: the last layer's probability; it rises linearly with depth (Huang et al. 2016, arXiv:1603.09382).
+        shortcuts: one per residual, a map to the branch's shape, or None for the identity.
+        channel_dim: where the width stands: −1, or 1 for channels first.
+    Raises: ValueError for an unknown scheme, a dim or shortcuts of another length, a keyword that no sublayer takes.
+
+    >>> import torch
+    >>> feedforward = lambda: nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+    >>> stack = Stack([feedforward() for _ in range(3)], dim=8, scheme="sandwich")
+    >>> stack(torch.randn(2, 5, 8)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Callable[..., Any] | tuple[Callable[..., Any], ...]],
+        *,
+        dim: int | Sequence[int],
+        scheme: str | Scheme = "pre",
+        norm: Norm | None = nn.LayerNorm,
+        activation: Callable[[], nn.Module] | None = None,
+        drop_path: float = 0.0,
+        shortcuts: Sequence[Map | None] | None = None,
+        channel_dim: int = -1,
+    ):
+        super().__init__()
+        layered = [layer if isinstance(layer, tuple) else (layer,) for layer in layers]
+        sublayers = [sublayer for layer in layered for sublayer in layer]
+        dims = [dim] * (len(sublayers) + 1) if isinstance(dim, int) else list(dim)
+        shortcuts = [None] * len(sublayers) if shortcuts is None else list(shortcuts)
+        if not sublayers:
+            raise ValueError("Stack: needs at least one layer; got layers=[]. Give [(attention, feedforward), …].")
+        if len(dims) != len(sublayers) + 1 or len(shortcuts) != len(sublayers):
+            raise ValueError(
+                f"Stack: {len(sublayers)} residuals need {len(sublayers) + 1} widths and {len(sublayers)} shortcuts; "
+                f"got dim={dim}, {len(shortcuts)} shortcuts. Give one width per boundary and one shortcut (or None) "
+                f"per residual."
+            )
+        positions = [(i, j) for i, layer in enumerate(layered) for j in range(len(layer))]
+        places = [
+            Place(
+                index=index,
+                count=len(sublayers),
+                layer=layer,
+                layers=len(layered),
+                part=part,
+                parts=len(layered[layer]),
+                dim=dims[index],
+                dim_out=dims[index + 1],
+                norm=norm,
+                activation=activation,
+                sublayer=sublayers[index],
+                shortcut=shortcuts[index],
+                drop_path=drop_path * (layer + 1) / len(layered),
+                channel_dim=channel_dim,
+            )
+            for index, (layer, part) in enumerate(positions)
+        ]
+        self.scheme = find_scheme(scheme)
+        self.open = self.scheme.open(places[0])
+        self.residuals = nn.ModuleList(
+            Residual(place.sublayer, connection=connection)
+            for place, connection in zip(places, self.scheme.connections(places), strict=True)
+        )
+        self.close = self.scheme.close(places[-1])
+        self._keywords = [_keywords(sublayer) for sublayer in sublayers]
+        self.scheme.start(list(self.residuals))
+
+    def reset_parameters(self) -> None:
+        """Start again, as if newly built: every part by itself, then the scheme's rule.
+
+        After ``to_empty`` call it once, on the outermost module that has it.
+        """
+        reset_children(self)
+        self.scheme.start(list(self.residuals))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if not any(names is None or name in names for names in self._keywords):
+                known = sorted(set().union(*(names or () for names in self._keywords)))
+                raise ValueError(f"Stack: no sublayer takes {name}=; got {name}. Use one of {', '.join(known)}.")
+        stream, rests, returned = self.open(x), [], False
+        for residual, names in zip(self.residuals, self._keywords, strict=True):
+            taken = kwargs if names is None else {name: kwargs[name] for name in kwargs if name in names}
+            stream = residual(stream, *args, **taken)
+            rest = ()
+            if type(stream) is tuple:
+                stream, *rest = stream
+                returned = True
+            rests.append(tuple(rest))
+        out = self.close(stream)
+        return (out, rests) if returned else out
