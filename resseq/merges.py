@@ -192,6 +192,6 @@ def drop_path(y: Tensor, p: float) -> Tensor:
     Source: Huang et al. 2016, arXiv:1603.09382, eq. 2 (there the rescaling stands at test time).
     """
     if p == 1.0:
-        return torch.zeros_like(y)
+        return y * 0.0
     keep = torch.empty(len(y), *[1] * (y.ndim - 1), dtype=y.dtype, device=y.device).bernoulli_(1 - p)
     return y * keep * (1 / (1 - p))  # two products: 1/(1−p) would be rounded in a bfloat16 mask

@@ -44,6 +44,7 @@ class Residual(nn.Module):
                 f"{', '.join(slots)}. Give the slots to the connection."
             )
         self.sublayer = sublayer
+        self.keywords = _keywords(sublayer)
         self.connection = OneStream(**slots) if connection is None else connection
         if self.connection.pre is None and _overwrites_input(sublayer):
             raise ValueError(
@@ -78,12 +79,14 @@ def _overwrites_input(sublayer: Any) -> bool:
 
 
 def _keywords(sublayer: Any) -> set[str] | None:
-    """The keywords that a sublayer takes; None if it takes any."""
-    function = sublayer.forward if isinstance(sublayer, nn.Module) else sublayer
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    """The keywords that a sublayer takes; None if it takes any. A stack passes each keyword where it is taken."""
+    try:
+        parameters = inspect.signature(sublayer.forward if isinstance(sublayer, nn.Module) else sublayer).parameters
+    except ValueError:  # a function written in C, such as torch.exp
+        return set()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
-    names = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    names = {p.name for p in parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     return names | {"mask"} if isinstance(sublayer, nn.MultiheadAttention) else names
 
 
@@ -180,7 +183,6 @@ class Stack(nn.Module):
             for place, connection in zip(places, self.scheme.connections(places), strict=True)
         )
         self.close = self.scheme.close(places[-1])
-        self._keywords = [_keywords(sublayer) for sublayer in sublayers]
         self.scheme.start(list(self.residuals))
 
     def reset_parameters(self) -> None:
@@ -193,17 +195,18 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
-            if not any(names is None or name in names for names in self._keywords):
-                known = sorted(set().union(*(names or () for names in self._keywords)))
+            if not any(residual.keywords is None or name in residual.keywords for residual in self.residuals):
+                known = sorted(set().union(*(residual.keywords for residual in self.residuals)))
                 raise ValueError(f"Stack: no sublayer takes {name}=; got {name}. Use one of {', '.join(known)}.")
-        stream, rests, returned = self.open(x), [], False
-        for residual, names in zip(self.residuals, self._keywords, strict=True):
+        stream, rests = self.open(x), []
+        for residual in self.residuals:
+            names = residual.keywords
             taken = kwargs if names is None else {name: kwargs[name] for name in kwargs if name in names}
             stream = residual(stream, *args, **taken)
-            rest = ()
             if type(stream) is tuple:
                 stream, *rest = stream
-                returned = True
-            rests.append(tuple(rest))
+                rests.append(tuple(rest))
+            else:
+                rests.append(None)
         out = self.close(stream)
-        return (out, rests) if returned else out
+        return out if all(rest is None for rest in rests) else (out, [rest or () for rest in rests])

@@ -1,6 +1,7 @@
 """Text in, batches out: the only part of resseq that imports `datasets` and `tokenizers`.
 
-`load_text` gives texts and labels, `train_tokenizer` and `encode` turn them into token ids, `LengthBatches` and `collate` into batches.
+`load_text` gives texts and labels; `train_tokenizer` and `encode` turn them into token ids, `LengthBatches` and
+`collate` those into batches.
 """
 
 from importlib import import_module
@@ -25,7 +26,11 @@ __all__ = [
     "train_tokenizer",
 ]
 
-_MODULES = {"TextOptions": "text", "Split": "text", "TextData": "text", "load_text": "text"} | {
+_MODULES = {
+    "TextOptions": "text",
+    "Split": "text",
+    "TextData": "text",
+    "load_text": "text",
     "train_tokenizer": "tokenizer",
     "load_tokenizer": "tokenizer",
     "save_tokenizer": "tokenizer",

@@ -1,4 +1,4 @@
-"""From texts to batches: token ids in one flat tensor, batches of like length, an order that a resumed run can pick up."""
+"""From texts to batches: token ids in one flat tensor, batches of like length, an order that can be resumed."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ Item = tuple[Tensor, int | None]
 
 
 class Tokens(Dataset[Item]):
-    """Encoded texts: one flat tensor of ids, cut by offsets. An item is (ids, label), the label None where there are none.
+    """Encoded texts: one flat tensor of ids, cut by offsets. An item is (ids, label), or (ids, None) without labels.
 
     Args:
         ids: the ids of all texts, one after the other, (N,).
@@ -65,8 +65,8 @@ def encode(tokenizer: "Tokenizer", texts: Sequence[str], labels: Sequence[int] |
 class LengthBatches(Sampler[list[int]]):
     """Batches of texts of like length, each text once an epoch; the order follows from (seed, epoch) alone.
 
-    A permutation is cut into pools of 50 batches; a pool is sorted by length and cut into batches; all batches are shuffled.
-    Without shuffling, everything is sorted by length: least padding, for evaluation.
+    A permutation is cut into pools of 50 batches, each pool is sorted by length and cut into batches, and all batches
+    are shuffled. Without shuffling everything is sorted by length: least padding, for evaluation.
 
     Args:
         lengths: tokens of each text, (texts,).
@@ -79,7 +79,7 @@ class LengthBatches(Sampler[list[int]]):
 
     def __init__(self, lengths: Tensor, batch_size: int, seed: int, shuffle: bool = True):
         if batch_size < 1:
-            raise ValueError(f"LengthBatches: batch_size must be at least 1; got batch_size={batch_size}. The smallest is 1.")
+            raise ValueError(f"LengthBatches: batch_size must be at least 1; got batch_size={batch_size}. Use 32.")
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
@@ -120,7 +120,7 @@ class LengthBatches(Sampler[list[int]]):
 
 
 def collate(items: Sequence[Item]) -> dict[str, Tensor]:
-    """Pad items to one batch: ids (B, L) padded with 0, mask (B, L) True = real token, labels (B,) where there are labels.
+    """Pad items to one batch: ids (B, L) padded with 0, mask (B, L) True = real token, labels (B,) if there are any.
 
     >>> collate([(torch.tensor([2, 7]), 1), (torch.tensor([2]), 0)])["ids"].tolist()
     [[2, 7], [2, 0]]

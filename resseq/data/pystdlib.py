@@ -1,16 +1,17 @@
 """The embedded set: six lines of Python's standard library; which package are they from?
 
-Nothing is shipped or downloaded: the texts are the source files of the interpreter that runs. One text is one snippet, such as
+Nothing is shipped or downloaded: the texts are cut from the source files of the Python that runs. One text is one
+snippet: six lines in a row of one file, blank lines left out, such as this one of the class "json":
 
-    def close(self):
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
-    def _read(self, size):
-        return self._file.read(size)
+                    else:
+                        chunks = _iterencode(value, _current_indent_level)
+                    yield from chunks
+            if newline_indent is not None:
+                _current_indent_level -= 1
+                yield '\\n' + _indent * _current_indent_level
 
-that is, six lines in a row of one file with the blank lines left out. The files of a package are divided among the splits, so that no
-file is in two of them, and a snippet that occurs more than once is kept once. Another Python version gives slightly other snippets.
+No file is in two splits, and a snippet that occurs more than once is kept once. Each Python version has slightly other
+snippets.
 """
 
 import sysconfig
@@ -18,7 +19,6 @@ from pathlib import Path
 
 PACKAGES = (
     "asyncio",
-    "concurrent",
     "ctypes",
     "email",
     "http",
@@ -37,7 +37,7 @@ LIMITS = {"train": 800, "validation": 100, "test": 100}
 
 
 def read_pystdlib() -> dict[str, tuple[list[str], list[str]]]:
-    """Read the snippets of each split, and the package that each is from.
+    """Read the snippets of each split, and the package that each of them is from.
 
     Raises: ValueError where the interpreter has no source files (an embedded or stripped Python).
     """
@@ -65,9 +65,12 @@ def cut(source: str) -> list[str]:
 
 
 def _snippets_by_file(package: Path) -> list[list[str]]:
-    paths = sorted(path for path in package.rglob("*.py") if "test" not in path.parts)  # some versions keep tests in the package
+    # Some versions keep a package's tests inside it.
+    paths = sorted(path for path in package.rglob("*.py") if "test" not in path.parts)
     if not paths:
-        raise ValueError(f"pystdlib: the Python standard library must be there as source; got none in {package}. Give other data.")
+        raise ValueError(
+            f"pystdlib: Python's standard library must be here as source; got no files in {package}. Give other data."
+        )
     return [cut(path.read_text(encoding="utf-8")) for path in paths]
 
 

@@ -1,7 +1,8 @@
 """Files, folders and Hugging Face datasets, read into plain columns.
 
-CSV and JSONL are read by Python itself: each value comes as it was written (`NA`, `007` and the empty text stay text), an error knows
-its line, and there is no cache that a rewritten file could be served from. `datasets` reads the hub, and the class names in Parquet.
+CSV and JSONL are read by Python itself: each value comes as it was written (`NA`, `007` and the empty text stay text),
+an error knows its line, and there is no cache that could serve a rewritten file's old rows. `datasets` reads the hub,
+and the class names in Parquet.
 """
 
 import csv
@@ -38,7 +39,7 @@ def read_source(data: str) -> dict[str, dict[str, Table]]:
 
 
 def _no_such_data(data: str, last: str) -> str:
-    return f"load_text: data='{data}' is neither pystdlib, nor a file or folder here, nor {last}. Check the spelling and the folder."
+    return f"load_text: data='{data}' is neither pystdlib, nor a file or folder here, nor {last}. Check the spelling."
 
 
 def _split_of(name: str) -> str | None:
@@ -49,7 +50,7 @@ def _split_of(name: str) -> str | None:
 def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
     if not files:
-        raise ValueError(f"load_text: a data folder must hold {_ENDINGS} files; got data='{folder}' with none. Name another folder.")
+        raise ValueError(f"load_text: a data folder must hold {_ENDINGS} files; got data='{folder}'. Name another.")
     if len(files) == 1:
         return {"train": {str(files[0]): _read_file(files[0])}}
     splits: dict[str, dict[str, Table]] = {}
@@ -69,7 +70,7 @@ def _read_hub(name: str) -> dict[str, dict[str, Table]]:
 
     try:
         parts = datasets.load_dataset(name)
-    except Exception as error:  # offline, unknown, gated, several configurations, …: each has its own type, all need one line
+    except Exception as error:  # offline, unknown, gated, …: each raises its own type, and all need one line
         reason = f"a Hugging Face dataset that can be loaded ({_one_line(error)})"
         raise ValueError(_no_such_data(name, reason)) from error
     assert isinstance(parts, datasets.DatasetDict)
@@ -95,7 +96,7 @@ def _read_file(path: Path) -> Table:
         table = read(path)
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(
-            f"load_text: a data file must be readable; got {path}: {_one_line(error)}. Mend the file, or export it anew."
+            f"load_text: a data file must be readable; got {path}: {_one_line(error)}. Mend it, or export it anew."
         ) from error
     if not any(table.values()):
         raise ValueError(f"load_text: a data file must hold rows; got {path} with none. Fill it, or remove it.")
@@ -155,5 +156,10 @@ def _one_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-READERS: dict[str, Callable[[Path], Table]] = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+READERS: dict[str, Callable[[Path], Table]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
 _ENDINGS = ".csv, .tsv, .jsonl or .parquet"

@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 from .pystdlib import read_pystdlib
 from .sources import Table, read_source
 
-TEXT_COLUMNS = ("text", "sentence", "review", "content", "question", "document", "comment", "body", "message", "tweet", "utterance", "title")
-LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target", "topic", "intent", "emotion", "coarse_label", "rating", "stars")
+# Usual names, in the order in which they are looked for.
+TEXT_COLUMNS = ("text", "sentence", "review", "content", "question", "document", "comment", "body", "tweet", "title")
+LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target", "topic", "intent", "coarse_label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +62,27 @@ class _Rows(NamedTuple):
 def load_text(options: TextOptions, classes: list[str] | None = None, carve: bool = True) -> TextData:
     """Load labelled texts and number their classes.
 
-    Validation and test rows that the source lacks are carved from its train split by a permutation of `options.data_seed`; validation
-    never stands in for test. A validation or test split in which every label is null (on the hub: -1) counts as lacking.
+    A validation or test split that the source lacks is carved from its train split, by a permutation that follows from
+    `options.data_seed`; validation never stands in for test. Such a split in which every label is null (on the hub: -1)
+    counts as lacking.
 
     Args:
-        classes: the class names of an earlier run, in its order; by default those of the train split, sorted (integers by value).
+        classes: class names of an earlier run, in its order; by default those of the train split, sorted (integers by
+            value).
         carve: False gives just the splits that the source has; a source without splits is all "train".
 
-    Raises: ValueError if the data cannot be read, a column cannot be told, a text or label is missing, a label is of no class,
-        or there are too few rows to carve.
+    Raises: ValueError if the data cannot be read, a column cannot be told, a text or label is missing, a label is of no
+        class, or there are too few rows to carve.
 
     >>> data = load_text(TextOptions(data="pystdlib"))
     >>> len(data.classes), data.carved
-    (13, ())
+    (12, ())
     """
     rows = _read_rows(options)
     if "train" not in rows and (carve or classes is None):
-        raise ValueError(f"load_text: data must have a train split; got data='{options.data}' with {sorted(rows)}. Add one.")
+        raise ValueError(
+            f"load_text: data must have a train split; got data='{options.data}' with splits={sorted(rows)}. Add one."
+        )
     # Before carving: else a class whose only row goes to the validation split would be unknown there.
     names = _sorted_names(rows["train"].labels) if classes is None else classes
     number = {name: index for index, name in enumerate(names)}
@@ -85,8 +90,8 @@ def load_text(options: TextOptions, classes: list[str] | None = None, carve: boo
         if unknown := _sorted_names(set(labels) - number.keys()):
             known = "the train split" if classes is None else "the classes"
             raise ValueError(
-                f"load_text: every label must be in {known}; got {unknown} in the {split} split of data='{options.data}'."
-                f" Correct these labels, or choose the right column by --label-column; the classes are {names}."
+                f"load_text: every label must be in {known}; got labels={unknown} in the {split} split of"
+                f" {options.data}, classes={names}. Correct these labels, or name another column by --label-column."
             )
     carved = tuple(split for split in ("validation", "test") if carve and split not in rows)
     if carved:
@@ -120,32 +125,34 @@ def _column(table: Table, where: str, kind: str, wanted: str | None, usual: tupl
         if wanted in table:
             return wanted
         raise ValueError(
-            f"load_text: --{kind}-column must be a column of {where}; got {kind}_column='{wanted}'. Choose one of {list(table)}."
+            f"load_text: --{kind}-column must be a column of {where}; got {kind}_column='{wanted}',"
+            f" columns={list(table)}. Choose one of these."
         )
     lower = {name.lower(): name for name in table}
     for name in usual:
         if name in lower:
             return lower[name]
     raise ValueError(
-        f"load_text: the {kind} column of {where} must be named or have a usual name; got columns={list(table)}. Name it by --{kind}-column."
+        f"load_text: the {kind} column of {where} must have a usual name, such as {usual[0]}, or be named;"
+        f" got columns={list(table)}. Name it by --{kind}-column."
     )
 
 
 def _checked_texts(texts: list[Any], where: str) -> list[str]:
     for row, text in enumerate(texts, 1):
         if text is None:
-            raise ValueError(f"load_text: every row must have a text; got none in row {row} of {where}. Fill or remove the row.")
+            raise ValueError(f"load_text: every row must have a text; got none in row {row} of {where}. Fill the row.")
     return [str(text) for text in texts]
 
 
 def _checked_labels(labels: list[Any], where: str) -> list[str]:
     for row, label in enumerate(labels, 1):
         if label is None or label == "":
-            raise ValueError(f"load_text: every row must have a label; got none in row {row} of {where}. Fill or remove the row.")
+            raise ValueError(f"load_text: every row must have a label; got none in row {row} of {where}. Fill the row.")
         if not isinstance(label, str | int):
             raise ValueError(
-                f"load_text: a label must be text, a whole number or true/false; got label={label!r} in row {row} of {where}."
-                " Correct it, or choose another column by --label-column."
+                f"load_text: a label must be text, a whole number or true/false; got label={label!r} in row {row} of"
+                f" {where}. Correct it, or name another column by --label-column."
             )
     return [str(label) for label in labels]
 
@@ -167,8 +174,9 @@ def _carve(train: _Rows, carved: tuple[str, ...], options: TextOptions) -> dict[
     sizes["train"] = count - sum(sizes.values())
     if min(sizes.values()) < 1:
         raise ValueError(
-            f"load_text: carving must leave a row in each split; got rows={count}, validation_fraction={options.validation_fraction},"
-            f" test_fraction={options.test_fraction}. Give more rows or other fractions."
+            f"load_text: carving must leave a row in each split; got rows={count},"
+            f" validation_fraction={options.validation_fraction}, test_fraction={options.test_fraction}."
+            " Give more rows or other fractions."
         )
     rows = {}
     for split, size in sizes.items():

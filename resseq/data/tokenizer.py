@@ -37,12 +37,15 @@ def train_tokenizer(texts: Iterable[str], options: TextOptions) -> "Tokenizer":
     elif options.tokenizer == "wordpiece":
         model = models.WordPiece(unk_token="[UNK]")
         pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        # The trainer numbers the symbols inside words in the order of a hash map, which differs from run to run, and breaks ties between
-        # merges by these numbers. Naming the symbols first, as if they were special, makes the vocabulary repeatable.
+        # The trainer numbers the symbols inside words in the order of a hash map, which differs from run to run, and
+        # breaks ties between merges by these numbers. Naming the symbols first, as if they were special, makes the
+        # vocabulary repeatable.
         texts = list(texts)
         characters = set().union(*(normalizer.normalize_str(text) for text in texts))
         inside = [f"##{character}" for character in sorted(characters) if not character.isspace()]
-        trainer = trainers.WordPieceTrainer(vocab_size=options.vocab_size, special_tokens=SPECIAL + inside, show_progress=False)
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=options.vocab_size, special_tokens=SPECIAL + inside, show_progress=False
+        )
     elif options.tokenizer == "character":
         model = models.WordLevel(unk_token="[UNK]")
         pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -85,10 +88,13 @@ def load_tokenizer(path: str | Path) -> "Tokenizer":
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"load_tokenizer: path must be a saved tokenizer; got path={path} ({error}). Train and save it anew.") from error
+        raise ValueError(
+            f"load_tokenizer: path must be a saved tokenizer; got path={path} ({error}). Train and save it anew."
+        ) from error
     return _read_special_as_text(tokenizer)
 
 
 def _read_special_as_text(tokenizer: "Tokenizer") -> "Tokenizer":
-    tokenizer.encode_special_tokens = True  # a "[CLS]" or "[PAD]" that somebody wrote is text; the file does not keep this setting
+    # A "[CLS]" or "[PAD]" that somebody wrote is text. The file does not keep this setting.
+    tokenizer.encode_special_tokens = True
     return tokenizer

@@ -48,6 +48,7 @@ class TextConvNet(nn.Module):
         scheme: str | Scheme = "residual",
         shortcut: Literal["pad", "projection"] = "projection",
         dropout: float = 0.1,
+        token_dropout: float = 0.0,
         drop_path: float = 0.0,
         pooling: Literal["mean", "max"] = "max",
         init: Init = "xavier",
@@ -87,6 +88,7 @@ class TextConvNet(nn.Module):
             mask_stride *= stride
         self.mask_stride = mask_stride
         self.embedding = Embedding(vocab_size, dim, init=init)
+        self.token_dropout = nn.Dropout1d(token_dropout)
         self.stem = Conv1d(dim, dim, kernel_size, bias=False, init=init)
         self.stem_norm = _norm_and_relu(dim)
         self.stack = Stack(
@@ -109,7 +111,7 @@ class TextConvNet(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        x = self.dropout(self.embedding(ids)).transpose(1, 2)
+        x = self.dropout(self.token_dropout(self.embedding(ids))).transpose(1, 2)
         x = self.stem_norm(self.stem(hide_padding(x, mask)))
         x = self.stack(x, mask=mask)
         pooled = self.pool(x.transpose(1, 2), mask[:, :: self.mask_stride])

@@ -89,6 +89,7 @@ class TextTransformer(nn.Module):
         hidden: int | None = None,
         activation: Activation = "gelu",
         dropout: float = 0.1,
+        token_dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         positions: Literal["learned", "sinusoidal", "rotary"] = "learned",
@@ -97,6 +98,7 @@ class TextTransformer(nn.Module):
     ):
         super().__init__()
         self.embedding = Embedding(vocab_size, dim, init=init)
+        self.token_dropout = nn.Dropout1d(token_dropout)
         if positions == "learned":
             self.positions = LearnedPositions(max_length, dim, init=init)
         elif positions == "sinusoidal":
@@ -130,6 +132,6 @@ class TextTransformer(nn.Module):
         reset_children(self)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = self.encoder(self.dropout(self.positions(self.embedding(ids))), mask)
+        x = self.encoder(self.dropout(self.positions(self.token_dropout(self.embedding(ids)))), mask)
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         return self.head(self.dropout(self.pool(x, mask)))

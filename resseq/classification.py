@@ -1,0 +1,381 @@
+"""Train a text classifier, evaluate it, predict with it: the three verbs on a run folder."""
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from resseq.data import TextOptions
+from resseq.training.config import TrainingOptions
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+    from torch import Tensor, nn
+
+    from resseq.data import TextData, Tokens
+
+FORMAT = 1  # of the run folder
+UNBOUND = {"output_dir", "resume", "device", "dataloader_num_workers"}  # may differ when a run is resumed
+BLOCK = 1 << 20  # bytes read at once from a file to predict
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model; what is not given is its own default."""
+
+    model: Literal["transformer", "convnet"] = "transformer"
+    """TextTransformer or TextConvNet."""
+    scheme: str | None = None
+    """A name in resseq.SCHEMES: how each sublayer joins the stream."""
+    depth: int | None = None
+    """Layers of the transformer, convolutions of the convnet."""
+    dim: int | None = None
+    """Width of the stream (the convnet's first stage)."""
+    heads: int | None = None
+    """Attention heads."""
+    activation: Literal["gelu", "relu", "swiglu"] | None = None
+    """Of the transformer's feed-forward nets."""
+    positions: Literal["learned", "sinusoidal", "rotary"] | None = None
+    """How the transformer knows a token's place."""
+    stages: int | None = None
+    """Widths of the convnet; each doubles the last and halves the length."""
+    kernel_size: int | None = None
+    """Tokens that a convolution spans."""
+    shortcut: Literal["pad", "projection"] | None = None
+    """Where the convnet's shape changes."""
+    pooling: Literal["mean", "max", "cls"] | None = None
+    """From tokens to one vector."""
+    dropout: float | None = None
+    """Probability, of embeddings, branches and the pooled vector."""
+    token_dropout: float | None = None
+    """Probability that a token is hidden in training."""
+    attention_dropout: float | None = None
+    """Probability, of attention weights."""
+    drop_path: float | None = None
+    """Stochastic depth: probability that a branch is dropped in the last layer, rising to there."""
+    init: Literal["xavier", "torch", "normal"] | None = None
+    """Starting weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TextOptions, ModelOptions, TrainingOptions):
+    """Train a text classifier and leave it, with its measurements and pictures, in a run folder."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        if self.output_dir is not None:
+            return Path(self.output_dir)
+        return Path("runs") / "-".join(filter(None, [Path(self.data).stem, self.model, self.scheme]))
+
+
+def build_model(name: str, arguments: dict[str, Any]) -> "nn.Module":
+    """The model of a name. Raises: ValueError for an argument that it does not take."""
+    from resseq.models import MODELS
+
+    model = MODELS[name]
+    known = inspect.signature(model).parameters
+    for argument in arguments:
+        if argument not in known:
+            flag = argument.replace("_", "-")
+            raise ValueError(f"train: --model {name} has no {flag}; got --{flag} {arguments[argument]}. Leave it out.")
+    return model(**arguments)
+
+
+def train(**options: Any) -> dict[str, Any]:
+    """Train a text classifier; the options are those of ``resseq train``, fields of TrainOptions.
+
+    The validation split chooses the weights; the test split is read once, for them.
+
+    Returns: what stands in the run folder's ``result.json``: output_dir, validation and test measurements, steps,
+        seconds, parameters.
+    Raises: ValueError for bad options or data, and for a run folder that is already in use; training.loop.Diverged.
+    """
+    return _train(TrainOptions(**options))
+
+
+def _train(options: TrainOptions) -> dict[str, Any]:
+    import torch
+    from torch.utils.data import DataLoader
+
+    from resseq.data import LengthBatches, collate, encode, load_text, save_tokenizer, train_tokenizer
+    from resseq.training.checkpoint import save_weights, write_text
+    from resseq.training.loop import Trainer, choose_device
+    from resseq.training.metrics import logits_of, measure
+
+    folder = options.folder
+    if (finished := _claim(folder, options)) is not None:
+        return finished
+    data = load_text(options)
+    tokenizer = train_tokenizer(data.splits["train"].texts, options)
+    tokens = {split: encode(tokenizer, *rows, options.max_length) for split, rows in data.splits.items()}
+
+    torch.manual_seed(options.seed)
+    device = choose_device(options.device)
+    given = {field.name: getattr(options, field.name) for field in fields(ModelOptions) if field.name != "model"}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    arguments |= {"vocab_size": tokenizer.get_vocab_size(), "num_classes": len(data.classes)}
+    if options.model == "transformer":
+        arguments["max_length"] = options.max_length
+    model = build_model(options.model, arguments).to(device)
+
+    config = {"format": FORMAT, "options": asdict(options), "model": arguments, "classes": data.classes}
+    write_text(folder / "config.json", json.dumps(config, indent=2))
+    save_tokenizer(tokenizer, folder / "tokenizer.json")
+
+    sampler = LengthBatches(tokens["train"].lengths, options.per_device_train_batch_size, options.seed)
+    loader = DataLoader(
+        tokens["train"],
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=options.dataloader_num_workers,
+        generator=torch.Generator(),  # its own: an iterator must not draw from the generator that dropout draws from
+    )
+    validation, _ = evaluation_batches(tokens["validation"], options.per_device_eval_batch_size)
+    trainer = Trainer(model, loader, validation, options, folder, device)
+    if trainer.resume() == 0:
+        trainer.log(
+            **{split: len(rows.texts) for split, rows in data.splits.items()},
+            truncated=tokens["train"].truncated,
+            padding=sampler.padding(),
+        )
+    best = trainer.train()
+
+    test, _ = evaluation_batches(tokens["test"], options.per_device_eval_batch_size)
+    measured = measure(logits_of(model, test, device, options.bf16), torch.cat([batch["labels"] for batch in test]))
+    result = {
+        "output_dir": str(folder),
+        "validation": best,
+        "test": measured.scalars(),
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds, 1),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "rows": {split: len(rows.texts) for split, rows in data.splits.items()},
+        "carved": data.carved,
+    }
+    save_weights(folder / "model.safetensors", model.state_dict())
+    draw_run(folder, measured.confusion, data.classes)
+    write_text(folder / "README.md", model_card(options, data, result))
+    write_text(folder / "result.json", json.dumps(result, indent=2))
+    return result
+
+
+def _claim(folder: Path, options: TrainOptions) -> dict[str, Any] | None:
+    """Make the run folder; the result of a finished run that is resumed."""
+    config = folder / "config.json"
+    if not config.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.jsonl").touch()
+        except OSError as error:
+            raise ValueError(
+                f"train: the run folder must be writable; got --output-dir {folder} ({error.strerror}). "
+                f"Use another --output-dir."
+            ) from error
+        return None
+    if options.resume == "never":
+        raise ValueError(
+            f"train: a run folder holds one run; got --output-dir {folder}, which has one. "
+            f"Use --resume auto to go on with it, or another --output-dir."
+        )
+    earlier, now = json.loads(config.read_text())["options"], asdict(options)
+    changed = [name for name in now if name not in UNBOUND and now[name] != earlier.get(name)]
+    if changed:
+        raise ValueError(
+            f"train: a resumed run keeps its options; got "
+            + ", ".join(f"{name}={now[name]!r} (was {earlier.get(name)!r})" for name in changed)
+            + ". Give the earlier values, or another --output-dir."
+        )
+    result = folder / "result.json"
+    return json.loads(result.read_text()) if result.exists() else None
+
+
+def evaluation_batches(tokens: "Tokens", batch_size: int) -> tuple[list[dict[str, "Tensor"]], list[int]]:
+    """Batches sorted by length, and for each of their rows its index in tokens."""
+    from resseq.data import LengthBatches, collate
+
+    indices = list(LengthBatches(tokens.lengths, batch_size, seed=0, shuffle=False))
+    return [collate([tokens[i] for i in batch]) for batch in indices], [i for batch in indices for i in batch]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained classifier, read from its run folder."""
+
+    model: "nn.Module"
+    tokenizer: "Tokenizer"
+    options: TrainOptions
+    classes: list[str]
+    device: "torch.device"
+
+    @staticmethod
+    def load(folder: str | Path, device: str = "auto") -> "Run":
+        """Raises: ValueError for a folder without a finished run."""
+        from resseq.data import load_tokenizer
+        from resseq.training.checkpoint import load_weights
+        from resseq.training.loop import choose_device
+
+        folder = Path(folder)
+        if not (folder / "model.safetensors").exists():
+            why = "it is not finished" if (folder / "config.json").exists() else "there is none"
+            raise ValueError(
+                f"Run: the folder must hold a finished run; got {folder}: {why}. "
+                f"Use resseq train --output-dir {folder} --resume auto."
+            )
+        config = json.loads((folder / "config.json").read_text())
+        options = TrainOptions(**config["options"])
+        model = build_model(options.model, config["model"])
+        model.load_state_dict(load_weights(folder / "model.safetensors"))
+        target = choose_device(device)
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+        return Run(model.to(target).eval(), tokenizer, options, config["classes"], target)
+
+    def logits(self, texts: list[str], batch_size: int) -> "Tensor":
+        """The model's logits (N, C), in the order of the texts."""
+        import torch
+
+        from resseq.data import encode
+        from resseq.training.metrics import logits_of
+
+        batches, rows = evaluation_batches(encode(self.tokenizer, texts, None, self.options.max_length), batch_size)
+        return logits_of(self.model, batches, self.device)[torch.tensor(rows).argsort()]
+
+
+def evaluate(
+    run: str,
+    data: str | None = None,
+    *,
+    split: str = "test",
+    text_column: str | None = None,
+    label_column: str | None = None,
+    device: str = "auto",
+    batch_size: int = 128,
+) -> dict[str, Any]:
+    """Measure a trained classifier on labelled texts.
+
+    Args:
+        run: the run folder.
+        data: as for train; the run's own data unless given. Of data without splits all rows are measured, but of the
+            run's own data only the rows held out from training.
+        split: which split.
+        batch_size: examples in a batch.
+    Returns: data, split, rows, loss (nats), accuracy, macro_f1, and per class precision, recall, f1 and rows.
+    Raises: ValueError for a folder without a finished run, for bad data, and for a label that the run does not know.
+    """
+    import torch
+
+    from resseq.data import load_text
+    from resseq.training.metrics import measure
+
+    loaded = Run.load(run, device)
+    own = data is None or _same_source(data, loaded.options.data)
+    options = TextOptions(
+        data=loaded.options.data if data is None else data,
+        text_column=text_column or (loaded.options.text_column if own else None),
+        label_column=label_column or (loaded.options.label_column if own else None),
+        validation_fraction=loaded.options.validation_fraction,
+        test_fraction=loaded.options.test_fraction,
+        data_seed=loaded.options.data_seed,
+    )
+    splits = load_text(options, classes=loaded.classes, carve=own).splits
+    if split not in splits and (own or len(splits) > 1):
+        raise ValueError(f"evaluate: the data has splits {', '.join(splits)}; got --split {split}. Use one of them.")
+    texts, labels = splits[split] if split in splits else next(iter(splits.values()))
+    metrics = measure(loaded.logits(texts, batch_size), torch.tensor(labels))
+    return {
+        "data": options.data,
+        "split": split if split in splits else "all",
+        "rows": len(texts),
+        **metrics.scalars(),
+        "classes": metrics.by_class(loaded.classes),
+    }
+
+
+def _same_source(data: str, other: str) -> bool:
+    return data == other or (Path(data).exists() and Path(data).resolve() == Path(other).resolve())
+
+
+def predict(
+    run: str, file: str | Iterable[str] = "-", *, device: str = "auto", batch_size: int = 128
+) -> Iterator[dict[str, Any]]:
+    """Label texts, one to a line: for each, in order, its most probable class and every class's probability.
+
+    Args:
+        run: the run folder.
+        file: a text file, "-" for standard input, or (from Python) the texts themselves.
+        batch_size: examples in a batch.
+    Yields: ``{"label": name, "probabilities": {name: probability, …}}``. Memory does not grow with the file.
+    Raises: ValueError for a folder without a finished run, or a file that is not there.
+    """
+    loaded = Run.load(run, device)
+    for texts in _blocks(file) if isinstance(file, str) else [list(file)]:
+        for row in loaded.logits(texts, batch_size).softmax(1).tolist() if texts else []:
+            probabilities = dict(zip(loaded.classes, row, strict=True))
+            yield {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}
+
+
+def _blocks(file: str) -> Iterator[list[str]]:
+    """The lines that are there to read, as soon as they are: a pipe that is written slowly is answered line by line."""
+    if file != "-" and not Path(file).is_file():
+        raise ValueError(f"predict: the texts are a file with one to a line; got {file}. Use a file that exists, or -.")
+    handle = sys.stdin.fileno() if file == "-" else os.open(file, os.O_RDONLY)
+    rest = b""
+    while block := os.read(handle, BLOCK):
+        *lines, rest = (rest + block).split(b"\n")
+        yield [_text(line) for line in lines]
+    if rest:
+        yield [_text(rest)]
+    if file != "-":
+        os.close(handle)
+
+
+def _text(line: bytes) -> str:
+    return line.removesuffix(b"\r").decode("utf-8", errors="replace")
+
+
+def draw_run(folder: Path, confusion: list[list[int]], classes: list[str]) -> None:
+    """learning_curve.png and confusion_matrix.png."""
+    from resseq.training.pictures import draw_confusion, draw_learning_curve
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    draw_learning_curve(rows, folder / "learning_curve.png")
+    draw_confusion(confusion, classes, folder / "confusion_matrix.png")
+
+
+def model_card(options: TrainOptions, data: "TextData", result: dict[str, Any]) -> str:
+    """What the model is, what it learnt from and how well, in a page."""
+    rows = ", ".join(
+        f"{count:,} {split}{' (carved)' if split in data.carved else ''}" for split, count in result["rows"].items()
+    )
+    test, validation = result["test"], result["validation"]
+    name = Path(options.data).stem
+    return f"""---
+library_name: resseq
+pipeline_tag: text-classification
+metrics: [accuracy, f1]
+---
+
+# {options.model} for {name}
+
+A text classifier of {result["parameters"]:,} parameters, trained from scratch with
+[resseq](https://pypi.org/project/resseq/): `--model {options.model} --scheme {options.scheme or "(default)"}`,
+seed {options.seed}, {result["steps"]:,} steps in {result["seconds"]:.0f} s.
+
+| | accuracy | macro-F1 | loss (nats) |
+|---|---|---|---|
+| test | {test["accuracy"]:.4f} | {test["macro_f1"]:.4f} | {test["loss"]:.4f} |
+| validation, which chose the weights of step {validation["step"]:,} | {validation["accuracy"]:.4f} | \
+{validation["macro_f1"]:.4f} | {validation["loss"]:.4f} |
+
+- Data: `{name}`, {rows} texts; classes: {", ".join(data.classes)}.
+- Texts are cut at {options.max_length} tokens ({options.tokenizer}{", lower case" if options.lowercase else ""}).
+- Use: `resseq predict FOLDER texts.txt`, one text to a line, or `resseq.predict(FOLDER, ["a text", "another"])`.
+
+![learning curve](learning_curve.png)
+![confusion matrix](confusion_matrix.png)
+"""

@@ -1,0 +1,95 @@
+"""The command line: flags become a dataclass or keywords, and these one call."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from resseq import classification
+from resseq.classification import TrainOptions
+
+
+def _train(options: TrainOptions) -> None:
+    from dataclasses import asdict
+
+    result = classification.train(**asdict(options))
+    test, validation = result["test"], result["validation"]
+    print(
+        f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}, loss {test['loss']:.4f} "
+        f"on {result['rows']['test']:,} texts\n"
+        f"weights of step {validation['step']:,} of {result['steps']:,}, chosen by validation accuracy "
+        f"{validation['accuracy']:.4f}; {result['parameters']:,} parameters, {result['seconds']:.0f} s\n"
+        f"run folder {result['output_dir']}: learning_curve.png, confusion_matrix.png, README.md"
+    )
+
+
+def _evaluate(
+    run: str,
+    data: str | None = None,
+    split: str = "test",
+    text_column: str | None = None,
+    label_column: str | None = None,
+    device: str = "auto",
+    batch_size: int = 128,
+) -> None:
+    """Measure a trained classifier on labelled texts; prints one JSON object.
+
+    Args:
+        run: The run folder.
+        data: As for train; the run's own data unless given.
+        split: Which split.
+        text_column: The column of the texts.
+        label_column: The column of the labels.
+        device: auto, or a torch device.
+        batch_size: Examples in a batch.
+    """
+    result = classification.evaluate(
+        run,
+        data,
+        split=split,
+        text_column=text_column,
+        label_column=label_column,
+        device=device,
+        batch_size=batch_size,
+    )
+    print(json.dumps(result, indent=2))
+
+
+def _predict(run: str, file: str, device: str = "auto", batch_size: int = 128) -> None:
+    """Label texts, a line in, a JSON line out: the most probable class and every class's probability.
+
+    Args:
+        run: The run folder.
+        file: A text file with one text to a line, or - for standard input.
+        device: auto, or a torch device.
+        batch_size: Examples in a batch.
+    """
+    for row in classification.predict(run, file, device=device, batch_size=batch_size):
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+VERBS = {"train": TrainOptions, "evaluate": _evaluate, "predict": _predict}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        options = tyro.extras.subcommand_cli_from_dict(
+            VERBS,
+            prog="resseq",
+            description="The residual toolkit for Transformers and sequence models.",
+            args=arguments,
+            config=(tyro.conf.PositionalRequiredArgs,),
+        )
+        if isinstance(options, TrainOptions):
+            _train(options)
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        print(f"resseq: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,54 @@
+"""The options of the training loop."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How a model is trained. Names follow Hugging Face's TrainingArguments where those have one."""
+
+    output_dir: str | None = None
+    """Run folder; runs/DATA-MODEL-SCHEME unless given."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: go on from the run folder's checkpoint, or start where there is none."""
+    num_train_epochs: int = 20
+    """Passes over the training data, at most; early stopping may end sooner."""
+    max_steps: int | None = None
+    """Optimizer steps; overrides num_train_epochs."""
+    per_device_train_batch_size: int = 32
+    """Examples in a batch."""
+    per_device_eval_batch_size: int = 128
+    """Examples in a batch of evaluation."""
+    gradient_accumulation_steps: int = 1
+    """Batches to one optimizer step."""
+    learning_rate: float = 1e-3
+    """The schedule's highest learning rate."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    """Decay to 0 after the warm-up, or none."""
+    warmup_steps: int = 100
+    """Optimizer steps over which the learning rate rises from 0."""
+    optim: Literal["adamw", "sgd"] = "adamw"
+    """adamw: betas 0.9 and 0.999, fused; sgd: momentum 0.9."""
+    weight_decay: float = 0.01
+    """For matrices only, never for biases, norms and scales."""
+    max_grad_norm: float = 1.0
+    """The gradient's norm is cut to this."""
+    label_smoothing_factor: float = 0.0
+    """Share of the target spread evenly over the classes."""
+    eval_steps: int | None = None
+    """Optimizer steps between validations and checkpoints; once an epoch unless given."""
+    early_stopping_patience: int | None = None
+    """Validations without a better accuracy after which training ends."""
+    logging_steps: int = 10
+    """Optimizer steps to a row of metrics.jsonl."""
+    bf16: bool = False
+    """Forward pass in bfloat16 autocast."""
+    torch_compile: bool = False
+    """Compile the model."""
+    device: str = "auto"
+    """auto: CUDA, else MPS, else CPU."""
+    dataloader_num_workers: int = 0
+    """Processes that collate batches; the order of the data does not depend on it."""
+    seed: int = 0
+    """Of weights, order and dropout."""

@@ -1,0 +1,221 @@
+"""One plain training loop for any module that gives logits and any batches that hold labels."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from resseq.training.checkpoint import checkpoints, load_state, load_weights, save_checkpoint
+from resseq.training.config import TrainingOptions
+from resseq.training.metrics import Metrics, logits_of, measure
+
+Batch = dict[str, Tensor]
+
+
+class Diverged(ValueError):
+    """The loss or the gradient is no longer finite; the weights are those before the step."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA where there is one, else MPS, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def schedule(options: TrainingOptions, step: int, steps: int) -> float:
+    """The learning rate of a step (from 0) as a share of the highest.
+
+    ``(step + 1)/warmup_steps`` up to 1, then with t the share of the remaining steps: ``1 − t`` (linear),
+    ``(1 + cos πt)/2`` (cosine), 1 (constant).
+    """
+    if step < options.warmup_steps:
+        return (step + 1) / options.warmup_steps
+    t = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
+    return {"linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2, "constant": 1.0}[options.lr_scheduler_type]
+
+
+def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+    """AdamW or SGD; weight decay for matrices only."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if options.optim == "sgd":
+        return torch.optim.SGD(groups, options.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(groups, options.learning_rate, fused=True)
+
+
+def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """The batches of each optimizer step; the last window may be short."""
+    iterator = iter(batches)
+    while window := list(islice(iterator, size)):
+        yield window
+
+
+class Trainer:
+    """Trains a model in a run folder; a run that was stopped goes on from its checkpoint exactly.
+
+    The model takes a batch's entries but "labels" as keywords and returns logits (B, C). The loader's batch sampler has
+    ``set_epoch(epoch)`` and ``start_at(batches)``: its order is a function of the epoch alone. The weights with the best
+    accuracy on the validation batches (of equals, the lowest loss; of those, the first) are kept.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: DataLoader[Any],
+        validation: Iterable[Batch],
+        options: TrainingOptions,
+        folder: Path,
+        device: torch.device,
+    ):
+        self.model, self.loader, self.validation = model, loader, validation
+        self.options, self.folder, self.device = options, folder, device
+        self.optimizer = make_optimizer(model, options)
+        self.forward = torch.compile(model) if options.torch_compile else model
+        self.per_epoch = math.ceil(len(loader) / options.gradient_accumulation_steps)
+        self.steps = options.max_steps or self.per_epoch * options.num_train_epochs
+        self.step, self.patience, self.seconds = 0, 0, 0.0  # patience: validations since the best
+        self.running = torch.zeros(3, device=device)  # summed loss, right answers, examples since the last row
+        self.best: dict[str, Any] | None = None
+        self.best_weights: dict[str, Tensor] = {}
+        self.log_file = folder / "metrics.jsonl"
+
+    def resume(self) -> int:
+        """Go on from the newest checkpoint, if there is one; the step that training stands at."""
+        found = checkpoints(self.folder)
+        if not found:
+            self.log_file.unlink(missing_ok=True)
+            return 0
+        state = load_state(found[-1])
+        self.model.load_state_dict(load_weights(found[-1] / "model.safetensors"))
+        self.best_weights = load_weights(found[-1] / "best.safetensors")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.patience, self.seconds = state["step"], state["patience"], state["seconds"]
+        self.running, self.best = state["running"].to(self.device), state["best"]
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device_rng"])
+        # rows that were logged after the checkpoint will be logged again
+        rows = [row for row in self.log_file.read_text().splitlines(True) if row.endswith("\n")]
+        self.log_file.write_text("".join(rows[: state["rows"]]))
+        return self.step
+
+    def save(self) -> None:
+        state = {
+            "step": self.step,
+            "patience": self.patience,
+            "seconds": self.seconds,
+            "best": self.best,
+            "running": self.running,
+            "rows": len(self.log_file.read_text().splitlines()),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+        }
+        save_checkpoint(
+            self.folder, self.step, {"model": self.model.state_dict(), "best": self.best_weights}, state
+        )
+
+    def log(self, **row: Any) -> None:
+        with open(self.log_file, "a") as file:
+            file.write(json.dumps({"step": self.step, "epoch": round(self.step / self.per_epoch, 4), **row}) + "\n")
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end, load the best weights into the model and return the validation that chose them."""
+        options = self.options
+        every = options.eval_steps or self.per_epoch
+        patience = options.early_stopping_patience or math.inf
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
+        since, examples = time.monotonic(), 0
+        begun = time.monotonic() - self.seconds
+        while self.step < self.steps and self.patience < patience:
+            epoch, done = divmod(self.step, self.per_epoch)
+            sampler: Any = self.loader.batch_sampler
+            sampler.set_epoch(epoch)
+            sampler.start_at(done * options.gradient_accumulation_steps)
+            for window in windows(self.loader, options.gradient_accumulation_steps):
+                self.take_step(window)
+                self.step += 1
+                examples += sum(len(batch["labels"]) for batch in window)
+                if self.step % options.logging_steps == 0:
+                    shown = self.log_training()
+                    rate = examples / (time.monotonic() - since)
+                    bar.set_postfix_str(f"{shown}, {rate:.0f} examples/s", refresh=False)
+                bar.update()
+                if self.step % every == 0 or self.step == self.steps:
+                    self.seconds = time.monotonic() - begun
+                    self.validate()
+                    self.save()
+                if self.step == self.steps or self.patience >= patience:
+                    break
+        bar.close()
+        self.model.load_state_dict(self.best_weights)
+        assert self.best is not None
+        return self.best
+
+    def log_training(self) -> str:
+        """Log the means since the last row, and say them in short."""
+        loss, right, count = self.running.tolist()
+        self.running.zero_()
+        self.log(loss=loss / count, accuracy=right / count, learning_rate=self.optimizer.param_groups[0]["lr"])
+        return f"loss {loss / count:.3f}, accuracy {right / count:.3f}"
+
+    def take_step(self, window: list[Batch]) -> None:
+        """One optimizer step on the mean loss of a window's examples."""
+        self.model.train()
+        count = sum(len(batch["labels"]) for batch in window)
+        for batch in window:
+            inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+            labels = inputs.pop("labels")
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
+                logits = self.forward(**inputs)
+            loss = F.cross_entropy(
+                logits.float(), labels, reduction="sum", label_smoothing=self.options.label_smoothing_factor
+            )
+            (loss / count).backward()
+            self.running[0] += loss.detach()
+            self.running[1] += (logits.argmax(1) == labels).sum()
+            self.running[2] += len(labels)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise Diverged(
+                f"train: the gradient must be finite; got norm={norm.item()} at step {self.step + 1}. "
+                f"Use a lower --learning-rate or more --warmup-steps."
+            )
+        rate = self.options.learning_rate * schedule(self.options, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def validate(self) -> None:
+        """Measure on the validation data; keep the weights if they are the best so far."""
+        logits = logits_of(self.forward, self.validation, self.device, self.options.bf16)
+        metrics = measure(logits, torch.cat([batch["labels"] for batch in self.validation]))
+        self.log(**{f"validation_{name}": value for name, value in metrics.scalars().items()})
+        if self.best is None or better(metrics, self.best):
+            self.best = {"step": self.step, **metrics.scalars()}
+            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+            self.patience = 0
+        else:
+            self.patience += 1
+
+
+def better(metrics: Metrics, best: dict[str, Any]) -> bool:
+    """More right answers, or as many at a lower loss."""
+    return (metrics.accuracy, -metrics.loss) > (best["accuracy"], -best["loss"])

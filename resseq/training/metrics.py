@@ -1,0 +1,69 @@
+"""What a classifier's logits are worth."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Mean cross-entropy (nats), share of right answers, unweighted mean of the classes' F1, and who was taken for whom.
+
+    ``confusion[i][j]``: examples of class i that were given class j.
+    """
+
+    loss: float
+    accuracy: float
+    macro_f1: float
+    confusion: list[list[int]]
+
+    def scalars(self) -> dict[str, float]:
+        return {name: value for name, value in asdict(self).items() if name != "confusion"}
+
+    def by_class(self, classes: list[str]) -> dict[str, dict[str, float]]:
+        """Each class's precision, recall, F1 and rows."""
+        given = [sum(column) for column in zip(*self.confusion, strict=True)]
+        return {
+            name: {
+                "precision": row[i] / max(1, given[i]),
+                "recall": row[i] / max(1, sum(row)),
+                "f1": 2 * row[i] / max(1, sum(row) + given[i]),
+                "rows": sum(row),
+            }
+            for i, (name, row) in enumerate(zip(classes, self.confusion, strict=True))
+        }
+
+
+def measure(logits: Tensor, labels: Tensor) -> Metrics:
+    """Metrics of logits (N, C) against labels (N,).
+
+    F1 of a class is 2·TP/(2·TP + FP + FN); a class that neither occurs nor is predicted is left out of the mean.
+
+    >>> measure(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])).accuracy
+    0.5
+    """
+    classes = logits.shape[1]
+    confusion = torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
+    right, true, given = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    seen = true + given > 0
+    f1 = (2 * right[seen] / (true + given)[seen]).mean()
+    return Metrics(
+        loss=F.cross_entropy(logits.float(), labels).item(),
+        accuracy=(right.sum() / true.sum()).item(),
+        macro_f1=f1.item(),
+        confusion=confusion.tolist(),
+    )
+
+
+def logits_of(model: nn.Module, batches: Iterable[dict[str, Tensor]], device: torch.device, bf16: bool = False) -> Tensor:
+    """The model's logits (N, C) on the CPU in float32, in the order of the batches."""
+    model.eval()
+    rows = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for batch in batches:
+            inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+            rows.append(model(**inputs).float().cpu())
+    return torch.cat(rows)

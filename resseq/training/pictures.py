@@ -1,0 +1,45 @@
+"""The pictures of a training run."""
+
+from pathlib import Path
+from typing import Any
+
+INK, TRAIN, VALIDATION = "#222222", "#9db4c0", "#c8553d"
+
+
+def draw_learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
+    """Loss and accuracy against the step, for training batches and validation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, name, title in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), ("Loss (nats)", "Accuracy"), strict=True
+    ):
+        train = [(row["step"], row[name]) for row in rows if name in row]
+        validation = [(row["step"], row[f"validation_{name}"]) for row in rows if f"validation_{name}" in row]
+        axes.plot(*zip(*train, strict=True) if train else ([], []), color=TRAIN, linewidth=1, label="training batches")
+        axes.plot(*zip(*validation, strict=True), color=VALIDATION, marker="o", markersize=3, label="validation")
+        axes.set(title=title, xlabel="step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+    figure.axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def draw_confusion(confusion: list[list[int]], classes: list[str], path: Path) -> None:
+    """Who was taken for whom: each row a class, its texts shared out over the classes given, in per cent."""
+    from matplotlib.figure import Figure
+
+    shares = [[count / max(1, sum(row)) for count in row] for row in confusion]
+    size = 2.2 + 0.5 * len(classes)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(title="Test texts (% of each class)", xlabel="given class", ylabel="true class")
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 20:
+        for i, row in enumerate(shares):
+            for j, share in enumerate(row):
+                if confusion[i][j]:
+                    axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", color="w" if share > 0.5 else INK)
+    figure.savefig(path, dpi=150)

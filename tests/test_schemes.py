@@ -1,0 +1,292 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resseq import SCHEMES, Residual, Stack
+from resseq.connections import OneStream
+from resseq.schemes import DeepNorm, HighwayGates, LayerScale, Scheme
+
+D, LAYERS = 6, 3
+
+
+class Sublayer(nn.Module):
+    """Two matrices with roles; takes a mask or not."""
+
+    def __init__(self, roles=("in", "out")):
+        super().__init__()
+        self.roles = roles
+        self.first, self.second = nn.Linear(D, D), nn.Linear(D, D)
+
+    def weights(self):
+        return list(zip(self.roles, (self.first.weight, self.second.weight), strict=True))
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+def stack(scheme, parts=2, layers=LAYERS, **options):
+    return Stack([tuple(Sublayer() for _ in range(parts)) for _ in range(layers)], dim=D, scheme=scheme, **options)
+
+
+def randomised(module):
+    module = module.double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+# one residual of each scheme, written by hand; c is its connection
+EQUATIONS = {
+    "plain": lambda c, f, x: c.post(f(x)),
+    "residual": lambda c, f, x: x + f(x),
+    "post": lambda c, f, x: c.post(x + f(x)),
+    "pre": lambda c, f, x: x + f(c.pre(x)),
+    "preact": lambda c, f, x: x + f(c.pre(x)),
+    "sandwich": lambda c, f, x: x + c.branch(f(c.pre(x))),
+    "branch": lambda c, f, x: x + c.branch(f(x)),
+    "highway": lambda c, f, x: c.merge(x, f(x)),
+    "gru": lambda c, f, x: c.merge(x, F.relu(f(c.pre(x)))),
+    "rezero": lambda c, f, x: x + c.scale.weight * f(x),
+    "layerscale": lambda c, f, x: x + c.scale.weight * f(c.pre(x)),
+    "deepnorm": lambda c, f, x: c.post((2 * LAYERS) ** 0.25 * x + f(x)),
+}
+CLOSED_BY_NORM = {"pre", "preact", "sandwich", "branch", "layerscale"}
+every_scheme = pytest.mark.parametrize("name", SCHEMES)
+
+
+def test_every_scheme_has_an_equation_here():
+    assert EQUATIONS.keys() == SCHEMES.keys()
+
+
+@every_scheme
+def test_scheme_equals_its_equation_in_value_and_gradient(name):
+    net = randomised(stack(name))
+    x = torch.randn(2, 4, D, dtype=torch.float64, requires_grad=True)
+    expected = x
+    for residual in net.residuals:
+        expected = EQUATIONS[name](residual.connection, residual.sublayer, expected)
+    assert isinstance(net.close, nn.LayerNorm) == (name in CLOSED_BY_NORM)
+    if name in CLOSED_BY_NORM:
+        expected = F.layer_norm(expected, (D,), net.close.weight, net.close.bias)
+    out = net(x)
+    torch.testing.assert_close(out, expected)
+    inputs, weight = [x, *net.parameters()], torch.randn_like(out)
+    for ours, theirs in zip(
+        torch.autograd.grad(out, inputs, weight), torch.autograd.grad(expected, inputs, weight), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@every_scheme
+def test_compiles_whole_and_exports(name):
+    torch._dynamo.reset()
+    net, x = stack(name), torch.randn(2, 4, D)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), net(x))
+    torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), net(x))
+
+
+@every_scheme
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_stream_keeps_its_dtype_under_autocast(name, dtype):
+    net = stack(name)
+    net.close = nn.Identity()  # torch's autocast runs the closing norm in float32, and there the stream has ended
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(torch.randn(2, D, dtype=dtype)).dtype == dtype
+
+
+@every_scheme
+def test_deepcopy_and_state_dict(name):
+    net, x = stack(name), torch.randn(2, D)
+    torch.testing.assert_close(copy.deepcopy(net)(x), net(x))
+    other = stack(name)
+    other.load_state_dict(net.state_dict())
+    torch.testing.assert_close(other(x), net(x))
+
+
+@every_scheme
+def test_meta_device_then_reset_starts_like_new(name):
+    torch.manual_seed(0)
+    expected = stack(name)
+    expected.reset_parameters()
+    with torch.device("meta"):
+        net = stack(name)
+    net.to_empty(device="cpu")
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    torch.manual_seed(1)
+    expected.reset_parameters()
+    torch.manual_seed(1)
+    net.reset_parameters()
+    for (key, ours), theirs in zip(net.state_dict().items(), expected.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), key
+
+
+@every_scheme
+def test_a_gradient_reaches_every_parameter(name):
+    net = stack(name)
+    net(torch.randn(2, 4, D)).mul(torch.randn(2, 4, D)).sum().backward()
+    silent = {key for key, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0}
+    # λ = 0 hides the sublayers from the first gradient, by design
+    expected = {key for key, _ in net.named_parameters() if ".sublayer." in key} if name == "rezero" else set()
+    assert silent == expected
+
+
+IDENTITY = {"residual", "pre", "preact", "sandwich", "branch", "rezero", "layerscale"}
+
+
+@every_scheme
+def test_zero_branches(name):
+    """The identity where the scheme keeps the stream as it is; for the others, what they do instead."""
+    layers = [(torch.zeros_like, torch.zeros_like)] * 2
+    net = Stack(layers, dim=D, scheme=DeepNormWithoutRoles() if name == "deepnorm" else name)
+    net.close = nn.Identity()
+    x = torch.randn(3, D)
+    out = net(x)
+    if name in IDENTITY:
+        assert torch.equal(out, x)
+    elif name == "plain":
+        assert out.abs().max() == 0
+    elif name in ("post", "deepnorm"):
+        torch.testing.assert_close(out, F.layer_norm(x, (D,)), rtol=0, atol=1e-4)
+    elif name == "highway":
+        expected = x
+        for residual in net.residuals:
+            merge = residual.connection.merge
+            expected = expected * (1 - torch.sigmoid(expected @ merge.weight.T + merge.bias))
+        torch.testing.assert_close(out, expected)
+    else:
+        assert name == "gru"
+        assert not torch.equal(out, x)
+
+
+class DeepNormWithoutRoles(DeepNorm):
+    def start(self, residuals):
+        pass
+
+
+def test_zero_branches_appended_to_a_trained_pre_norm_stack_change_no_bit():
+    torch.manual_seed(0)
+    net, head = stack("pre"), nn.Linear(D, 3)
+    x, y = torch.randn(64, D), torch.randint(3, (64,))
+    optimizer = torch.optim.Adam([*net.parameters(), *head.parameters()], 1e-2)
+    for _ in range(30):
+        F.cross_entropy(head(net(x)), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    logits = head(net(x))
+    for _ in range(4):
+        extra = Sublayer()
+        nn.init.zeros_(extra.second.weight)
+        nn.init.zeros_(extra.second.bias)
+        net.residuals.append(Residual(extra, pre=nn.LayerNorm(D)))
+    assert len(net.residuals) == 10
+    assert torch.equal(head(net(x)), logits)
+
+
+def test_rezero_shares_one_factor_in_a_layer():
+    net = stack("rezero", parts=2, layers=3)
+    scales = [residual.connection.scale for residual in net.residuals]
+    assert scales[0] is scales[1]
+    assert scales[1] is not scales[2]
+    assert sum(p.numel() for p in net.parameters() if p.shape == (1,)) == 3
+
+
+@pytest.mark.parametrize(("layers", "start"), [(1, 0.1), (18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)])
+def test_layerscale_starts_by_depth(layers, start):
+    net = stack("layerscale", layers=layers)
+    assert torch.equal(net.residuals[0].connection.scale.weight, torch.full((D,), start))
+    assert torch.equal(stack(LayerScale(0.5)).residuals[0].connection.scale.weight, torch.full((D,), 0.5))
+
+
+def test_highway_options():
+    net = stack(HighwayGates(bias=-1.0, gate="shortcut"))
+    merge = net.residuals[0].connection.merge
+    assert (merge.gate, merge.bias[0].item()) == ("shortcut", -1.0)
+
+
+@pytest.mark.parametrize("layers", [3, 12])
+def test_deepnorm_constants_and_start(layers):
+    """α = (2L)^¼ on the skip; gain β = (8L)^-¼ for all matrices but query and key, whose gain is 1."""
+    torch.manual_seed(0)
+    width = 64
+
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.value, self.out = (nn.Parameter(torch.zeros(width, width)) for _ in range(3))
+
+        def weights(self):
+            return [("query", self.query), ("value", self.value), ("out", self.out)]
+
+        def forward(self, x):
+            return x
+
+    net = Stack([(Wide(), Wide()) for _ in range(layers)], dim=width, scheme="deepnorm")
+    bound, gain = (6 / (2 * width)) ** 0.5, (8 * layers) ** -0.25
+    for residual in net.residuals:
+        assert residual.connection.skip_scale == pytest.approx((2 * layers) ** 0.25)
+        assert residual.sublayer.query.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert residual.sublayer.value.abs().max().item() == pytest.approx(gain * bound, rel=0.01)
+        assert residual.sublayer.out.abs().max().item() == pytest.approx(gain * bound, rel=0.01)
+
+
+def test_deepnorm_needs_roles():
+    with pytest.raises(ValueError, match=r"'deepnorm': sets the starting weights by role; got a Linear without weigh"):
+        Stack([nn.Linear(D, D)], dim=D, scheme="deepnorm")
+
+
+def test_an_unknown_scheme_is_answered_with_the_nearest_name():
+    with pytest.raises(ValueError, match="got scheme='deepnrom'. Did you mean 'deepnorm'"):
+        stack("deepnrom")
+
+
+def test_a_scheme_of_your_own():
+    class Half(Scheme):
+        def connection(self, place):
+            return OneStream(scale=0.5**place.index)
+
+    net, x = Stack([nn.Tanh(), nn.Tanh()], dim=D, scheme=Half()), torch.randn(2, D)
+    first = x + x.tanh()
+    torch.testing.assert_close(net(x), first + 0.5 * first.tanh())
+
+
+def test_activation_and_norm_free_stacks():
+    x = torch.randn(2, D)
+    block = nn.Tanh()
+    torch.testing.assert_close(Stack([block], dim=D, scheme="residual", activation=nn.ReLU)(x), F.relu(x + x.tanh()))
+    torch.testing.assert_close(
+        Stack([block], dim=D, scheme="plain", norm=None, activation=nn.ReLU)(x), F.relu(x.tanh())
+    )
+    torch.testing.assert_close(Stack([block], dim=D, scheme="pre", norm=None)(x), x + x.tanh())
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "plain"])
+def test_width_changes_through_a_shortcut(name):
+    class Widen(Sublayer):
+        def __init__(self):
+            super().__init__()
+            self.second = nn.Linear(D, 2 * D)
+
+    net = Stack([Widen()], dim=[D, 2 * D], scheme=name, shortcuts=[nn.Linear(D, 2 * D)])
+    x = torch.randn(3, D)
+    out = net(x)
+    assert out.shape == (3, 2 * D)
+    if name == "preact":  # the shortcut reads N(x) where the shape changes
+        c = net.residuals[0].connection
+        torch.testing.assert_close(out, net.close(c.shortcut(c.pre(x)) + net.residuals[0].sublayer(c.pre(x))))
+
+
+def test_drop_path_rises_linearly_with_the_layer():
+    net = Stack([(nn.Tanh(), nn.Tanh())] * 4, dim=D, scheme="pre", drop_path=0.4)
+    rates = [residual.connection.drop_path for residual in net.residuals]
+    assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4])
+
+
+@pytest.mark.parametrize("name", ["plain", "highway", "gru"])
+def test_drop_path_is_refused_where_there_is_no_sum(name):
+    with pytest.raises(ValueError, match="drop_path needs the merge"):
+        stack(name, drop_path=0.1)

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import nn
+
+from resseq import Stack
+
+D = 6
+
+
+class Masked(nn.Module):
+    def forward(self, x, mask=None):
+        self.seen = mask
+        return torch.zeros_like(x)
+
+
+class Cached(nn.Module):
+    def forward(self, x, cache=None):
+        return x, ("cache", cache)
+
+
+def test_keywords_go_to_the_sublayers_that_take_them():
+    masked, mask = Masked(), torch.ones(2, dtype=torch.bool)
+    net = Stack([(masked, nn.Linear(D, D))], dim=D)
+    net(torch.randn(2, D), mask=mask)
+    assert masked.seen is mask
+
+
+def test_a_keyword_that_nobody_takes():
+    net = Stack([(Masked(), nn.Tanh())], dim=D)
+    with pytest.raises(ValueError, match=r"Stack: no sublayer takes masks=; got masks. Use one of .*mask"):
+        net(torch.randn(2, D), masks=None)
+
+
+def test_torch_attention_takes_the_mask_of_a_stack():
+    attention = nn.MultiheadAttention(D, 2, batch_first=True)
+    net = Stack([(attention, nn.Linear(D, D))], dim=D).eval()
+    x, mask = torch.randn(2, 4, D), torch.tensor([[True] * 4, [True, True, False, False]])
+    out, rests = net(x, mask=mask)
+    assert [len(rest) for rest in rests] == [1, 0]
+    changed = x.clone()
+    changed[1, 2:] += torch.randn(2, D)
+    torch.testing.assert_close(net(changed, mask=mask)[0][1, :2], out[1, :2])
+
+
+def test_what_sublayers_hand_back():
+    net = Stack([(Cached(), nn.Tanh()), (Cached(), nn.Tanh())], dim=D)
+    out, rests = net(torch.randn(2, D), cache=7)
+    assert out.shape == (2, D)
+    assert rests == [(("cache", 7),), (), (("cache", 7),), ()]
+    assert isinstance(Stack([nn.Tanh()], dim=D)(torch.randn(2, D)), torch.Tensor)
+
+
+def test_positional_arguments_go_to_all():
+    net = Stack([lambda x, y: y, lambda x, y: 2 * y], dim=D, norm=None)
+    x, y = torch.randn(2, D), torch.randn(2, D)
+    torch.testing.assert_close(net(x, y), x + 3 * y)
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "message"),
+    [
+        ([], {"dim": D}, "at least one layer"),
+        ([nn.Tanh()], {"dim": [D]}, "1 residuals need 2 widths"),
+        ([nn.Tanh()], {"dim": D, "shortcuts": []}, "1 residuals need 2 widths and 1 shortcuts"),
+    ],
+)
+def test_what_a_stack_refuses(layers, options, message):
+    with pytest.raises(ValueError, match=message):
+        Stack(layers, **options)
+
+
+def test_a_change_of_width_without_a_shortcut_names_it():
+    with pytest.raises(ValueError, match="Give shortcut="):
+        Stack([nn.Linear(D, 2 * D)], dim=[D, 2 * D], scheme="residual")(torch.randn(2, D))
+
+
+def test_a_stack_with_a_mask_compiles_whole():
+    torch._dynamo.reset()
+    net = Stack([(Masked(), nn.Linear(D, D)), (nn.Linear(D, D),)], dim=D)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, D)
+    torch.testing.assert_close(compiled(x, mask=None), net(x, mask=None))
+
+
+def test_two_threads_share_a_stack():
+    from concurrent.futures import ThreadPoolExecutor
+
+    net = Stack([(nn.Linear(D, D), Cached())] * 3, dim=D).eval()
+    inputs = [torch.randn(4, D) for _ in range(16)]
+    expected = [net(x)[0] for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for ours, theirs in zip(pool.map(net, inputs), expected, strict=True):
+            torch.testing.assert_close(ours[0], theirs)
