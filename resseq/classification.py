@@ -187,7 +187,7 @@ def _claim(folder: Path, options: TrainOptions) -> dict[str, Any] | None:
     changed = [name for name in now if name not in UNBOUND and now[name] != earlier.get(name)]
     if changed:
         raise ValueError(
-            f"train: a resumed run keeps its options; got "
+            "train: a resumed run keeps its options; got "
             + ", ".join(f"{name}={now[name]!r} (was {earlier.get(name)!r})" for name in changed)
             + ". Give the earlier values, or another --output-dir."
         )

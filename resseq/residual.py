@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from torch import Tensor, nn
 
@@ -34,9 +34,7 @@ class Residual(nn.Module):
     torch.Size([2, 5, 8])
     """
 
-    def __init__(
-        self, sublayer: Callable[..., Any], *, connection: Connection | None = None, **slots: Unpack[Slots]
-    ):
+    def __init__(self, sublayer: Callable[..., Any], *, connection: Connection | None = None, **slots: Unpack[Slots]):
         super().__init__()
         if connection is not None and slots:
             raise ValueError(
@@ -194,12 +192,13 @@ class Stack(nn.Module):
         self.scheme.start(list(self.residuals))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        residuals = cast(list[Residual], self.residuals)
         for name in kwargs:
-            if not any(residual.keywords is None or name in residual.keywords for residual in self.residuals):
-                known = sorted(set().union(*(residual.keywords for residual in self.residuals)))
+            if not any(residual.keywords is None or name in residual.keywords for residual in residuals):
+                known = sorted({name for residual in residuals for name in residual.keywords or ()})
                 raise ValueError(f"Stack: no sublayer takes {name}=; got {name}. Use one of {', '.join(known)}.")
         stream, rests = self.open(x), []
-        for residual in self.residuals:
+        for residual in residuals:
             names = residual.keywords
             taken = kwargs if names is None else {name: kwargs[name] for name in kwargs if name in names}
             stream = residual(stream, *args, **taken)

@@ -208,9 +208,7 @@ class HighwayGates(Scheme):
 
     def connection(self, place: Place) -> Connection:
         merge = Highway(place.dim_out, bias=self.bias, gate=self.gate, channel_dim=place.channel_dim)
-        return OneStream(
-            shortcut=place.shortcut, merge=merge, post=place.activate(), drop_path=place.drop_path
-        )
+        return OneStream(shortcut=place.shortcut, merge=merge, post=place.activate(), drop_path=place.drop_path)
 
 
 class GRU(Scheme):
@@ -247,8 +245,7 @@ class ReZero(Scheme):
     def connections(self, places: Sequence[Place]) -> list[Connection]:
         scales = [LearnedScale(0.0) for _ in range(places[-1].layer + 1)]
         return [
-            OneStream(scale=scales[place.layer], shortcut=place.shortcut, drop_path=place.drop_path)
-            for place in places
+            OneStream(scale=scales[place.layer], shortcut=place.shortcut, drop_path=place.drop_path) for place in places
         ]
 
 

@@ -170,7 +170,9 @@ def test_drop_path_is_per_sample_and_keeps_the_mean(dtype):
     assert torch.equal(per_sample, per_sample[:, :1].expand_as(per_sample)), "one decision for each sample"
     kept = per_sample[:, 0] > 0
     assert abs(kept.float().mean() - 0.7) < 0.03
-    torch.testing.assert_close(per_sample[kept][:, 0].float(), torch.full((int(kept.sum()),), 1 / 0.7), rtol=4e-3, atol=0)
+    torch.testing.assert_close(
+        per_sample[kept][:, 0].float(), torch.full((int(kept.sum()),), 1 / 0.7), rtol=4e-3, atol=0
+    )
 
 
 def test_drop_path_of_everything_has_a_gradient_of_zero():

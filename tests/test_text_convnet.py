@@ -42,7 +42,12 @@ def test_stages_double_the_width_and_halve_the_length():
 def test_shortcuts_stand_where_the_shape_changes(shortcut, kind):
     model = TextConvNet(50, 3, depth=9, dim=4, shortcut=shortcut)
     shortcuts = [residual.connection.shortcut for residual in model.stack.residuals]
-    assert [type(s) if s is None else isinstance(s, kind) for s in shortcuts] == [type(None), type(None), True, type(None)]
+    assert [type(s) if s is None else isinstance(s, kind) for s in shortcuts] == [
+        type(None),
+        type(None),
+        True,
+        type(None),
+    ]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

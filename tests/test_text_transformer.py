@@ -20,7 +20,11 @@ def pairs(ours, theirs, scheme):
     for i, layer in enumerate(theirs.layers):
         attention, feedforward = ours.residuals[2 * i], ours.residuals[2 * i + 1]
         norms = [getattr(residual.connection, scheme) for residual in (attention, feedforward)]
-        yield from zip(attention.sublayer.qkv.parameters(), (layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias))
+        yield from zip(
+            attention.sublayer.qkv.parameters(),
+            (layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias),
+            strict=True,
+        )
         for a, b in (
             (attention.sublayer.out, layer.self_attn.out_proj),
             (feedforward.sublayer.into, layer.linear1),
@@ -28,9 +32,9 @@ def pairs(ours, theirs, scheme):
             (norms[0], layer.norm1),
             (norms[1], layer.norm2),
         ):
-            yield from zip(a.parameters(), b.parameters())
+            yield from zip(a.parameters(), b.parameters(), strict=True)
     if scheme == "pre":
-        yield from zip(ours.close.parameters(), theirs.norm.parameters())
+        yield from zip(ours.close.parameters(), theirs.norm.parameters(), strict=True)
 
 
 @pytest.mark.parametrize("scheme", ["pre", "post"])

@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batching import LengthBatches, Tokens, collate, encode
-    from .text import Split, TextData, TextOptions, load_text
-    from .tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+    from resseq.data.batching import LengthBatches, Tokens, collate, encode
+    from resseq.data.text import Split, TextData, TextOptions, load_text
+    from resseq.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 __all__ = [
     "LengthBatches",
@@ -45,4 +45,4 @@ def __getattr__(name: str) -> Any:
     # Lazy (PEP 562): the command line needs TextOptions for --help, and must not wait for torch.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    return getattr(import_module(f"resseq.data.{_MODULES[name]}"), name)

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from .pystdlib import read_pystdlib
-from .sources import Table, read_source
+from resseq.data.pystdlib import read_pystdlib
+from resseq.data.sources import Table, read_source
 
 # Usual names, in the order in which they are looked for.
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "question", "document", "comment", "body", "tweet", "title")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .text import TextOptions
+from resseq.data.text import TextOptions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

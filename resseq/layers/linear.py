@@ -41,7 +41,8 @@ class Linear(nn.Linear):
     """
 
     def __init__(self, dim_in: int, dim_out: int, *, parts: int = 1, bias: bool = True, init: Init = "xavier"):
-        self.parts, self.init = parts, init  # before nn.Linear's constructor, which calls reset_parameters
+        self.parts = parts  # before nn.Linear's constructor, which calls reset_parameters
+        self.init: Init = init
         super().__init__(dim_in, parts * dim_out, bias=bias)
 
     def reset_parameters(self) -> None:
@@ -54,7 +55,7 @@ class Conv1d(nn.Conv1d):
     def __init__(
         self, dim_in: int, dim_out: int, kernel_size: int, *, stride: int = 1, bias: bool = True, init: Init = "xavier"
     ):
-        self.init = init
+        self.init: Init = init
         super().__init__(dim_in, dim_out, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
 
     def reset_parameters(self) -> None:
@@ -65,7 +66,7 @@ class Embedding(nn.Embedding):
     """A vector for each token, ``N(0, 0.02²)`` at the start; ``N(0, 1)`` with init="torch"."""
 
     def __init__(self, count: int, dim: int, *, init: Init = "xavier", **options: Any):
-        self.init = init
+        self.init: Init = init
         super().__init__(count, dim, **options)
 
     def reset_parameters(self) -> None:

@@ -70,8 +70,8 @@ class Trainer:
     """Trains a model in a run folder; a run that was stopped goes on from its checkpoint exactly.
 
     The model takes a batch's entries but "labels" as keywords and returns logits (B, C). The loader's batch sampler has
-    ``set_epoch(epoch)`` and ``start_at(batches)``: its order is a function of the epoch alone. The weights with the best
-    accuracy on the validation batches (of equals, the lowest loss; of those, the first) are kept.
+    ``set_epoch(epoch)`` and ``start_at(batches)``: its order is a function of the epoch alone. The weights with the
+    best accuracy on the validation batches (of equals, the lowest loss; of those, the first) are kept.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Trainer:
         self.model, self.loader, self.validation = model, loader, validation
         self.options, self.folder, self.device = options, folder, device
         self.optimizer = make_optimizer(model, options)
-        self.forward = torch.compile(model) if options.torch_compile else model
+        self.compiled: Any = torch.compile(model) if options.torch_compile else model
         self.per_epoch = math.ceil(len(loader) / options.gradient_accumulation_steps)
         self.steps = options.max_steps or self.per_epoch * options.num_train_epochs
         self.step, self.patience, self.seconds = 0, 0, 0.0  # patience: validations since the best
@@ -127,9 +127,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         }
-        save_checkpoint(
-            self.folder, self.step, {"model": self.model.state_dict(), "best": self.best_weights}, state
-        )
+        save_checkpoint(self.folder, self.step, {"model": self.model.state_dict(), "best": self.best_weights}, state)
 
     def log(self, **row: Any) -> None:
         with open(self.log_file, "a") as file:
@@ -183,7 +181,7 @@ class Trainer:
             inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
             labels = inputs.pop("labels")
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-                logits = self.forward(**inputs)
+                logits = self.compiled(**inputs)
             loss = F.cross_entropy(
                 logits.float(), labels, reduction="sum", label_smoothing=self.options.label_smoothing_factor
             )
@@ -205,17 +203,21 @@ class Trainer:
 
     def validate(self) -> None:
         """Measure on the validation data; keep the weights if they are the best so far."""
-        logits = logits_of(self.forward, self.validation, self.device, self.options.bf16)
+        logits = logits_of(self.compiled, self.validation, self.device, self.options.bf16)
         metrics = measure(logits, torch.cat([batch["labels"] for batch in self.validation]))
         self.log(**{f"validation_{name}": value for name, value in metrics.scalars().items()})
         if self.best is None or better(metrics, self.best):
             self.best = {"step": self.step, **metrics.scalars()}
-            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+            self.best_weights = {
+                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
+            }
             self.patience = 0
         else:
             self.patience += 1
 
 
 def better(metrics: Metrics, best: dict[str, Any]) -> bool:
-    """More right answers, or as many at a lower loss."""
-    return (metrics.accuracy, -metrics.loss) > (best["accuracy"], -best["loss"])
+    """More right answers, or as many at a lower loss; a loss that is NaN is never lower."""
+    if metrics.accuracy == best["accuracy"]:
+        return metrics.loss < best["loss"] or math.isnan(best["loss"])
+    return metrics.accuracy > best["accuracy"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean cross-entropy (nats), share of right answers, unweighted mean of the classes' F1, and who was taken for whom.
+    """Mean cross-entropy (nats), share of right answers, unweighted mean of the classes' F1, and the confusion matrix.
 
     ``confusion[i][j]``: examples of class i that were given class j.
     """
@@ -58,7 +58,9 @@ def measure(logits: Tensor, labels: Tensor) -> Metrics:
     )
 
 
-def logits_of(model: nn.Module, batches: Iterable[dict[str, Tensor]], device: torch.device, bf16: bool = False) -> Tensor:
+def logits_of(
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], device: torch.device, bf16: bool = False
+) -> Tensor:
     """The model's logits (N, C) on the CPU in float32, in the order of the batches."""
     model.eval()
     rows = []

@@ -11,9 +11,7 @@ def draw_learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, name, title in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), ("Loss (nats)", "Accuracy"), strict=True
-    ):
+    for axes, name, title in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("Loss (nats)", "Accuracy"), strict=True):
         train = [(row["step"], row[name]) for row in rows if name in row]
         validation = [(row["step"], row[f"validation_{name}"]) for row in rows if f"validation_{name}" in row]
         axes.plot(*zip(*train, strict=True) if train else ([], []), color=TRAIN, linewidth=1, label="training batches")

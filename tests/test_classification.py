@@ -1,0 +1,258 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+
+import resseq
+from resseq.classification import Run, TrainOptions
+from resseq.cli import main
+from resseq.models import MODELS
+
+SMALL = {
+    "dim": 16,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 16,
+    "vocab_size": 100,
+    "max_length": 32,
+    "warmup_steps": 5,
+    "learning_rate": 1e-2,
+    "device": "cpu",
+}
+WORDS = {"fruit": ["apple", "pear", "plum"], "tool": ["hammer", "saw", "drill"], "sea": ["wave", "tide", "reef"]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three classes that a word tells apart, in one file without splits."""
+    path = tmp_path_factory.mktemp("data") / "things.csv"
+    generator = torch.Generator().manual_seed(0)
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["review", "category"])
+        for i in range(240):
+            name = list(WORDS)[i % 3]
+            filler = " and ".join(["this"] * int(torch.randint(1, 6, (), generator=generator)))
+            rows.writerow([f"{filler}, a {WORDS[name][i // 3 % 3]} it is", name])
+    return str(path)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def run(request, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    result = resseq.train(data=data, model=request.param, depth=2, output_dir=str(folder), **SMALL)
+    return folder, result
+
+
+def test_it_learns_and_leaves_a_run_folder(run):
+    folder, result = run
+    assert result["test"]["accuracy"] == 1.0
+    assert result["rows"] == {"train": 192, "validation": 24, "test": 24}
+    assert result["carved"] == ("validation", "test")
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "metrics.jsonl", "README.md", "result.json"):
+        assert (folder / name).stat().st_size > 0, name
+    for name in ("learning_curve.png", "confusion_matrix.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert 0 <= rows[0]["padding"] < 1
+    assert [row["epoch"] for row in rows if "validation_loss" in row] == [1.0, 2.0]
+    card = (folder / "README.md").read_text()
+    assert f"| test | {result['test']['accuracy']:.4f} |" in card
+    assert not list(folder.glob(".*")), "no temporary file is left"
+
+
+def test_evaluate_measures_the_rows_held_out_from_training(run, data, tmp_path):
+    folder, result = run
+    own = resseq.evaluate(str(folder))
+    assert {name: own[name] for name in ("loss", "accuracy", "macro_f1")} == pytest.approx(result["test"])
+    assert (own["rows"], own["split"]) == (24, "test")
+    assert resseq.evaluate(str(folder), data)["rows"] == 24
+    assert sum(row["rows"] for row in own["classes"].values()) == 24
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\na pear it is,fruit\na wave it is,fruit\n")
+    measured = resseq.evaluate(str(folder), str(other))
+    assert (measured["rows"], measured["split"], measured["accuracy"]) == (2, "all", 0.5)
+
+
+def test_evaluate_refuses(run, tmp_path):
+    folder, _ = run
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\na pear it is,vegetable\n")
+    with pytest.raises(ValueError, match=r"got labels=\['vegetable'\]"):
+        resseq.evaluate(str(folder), str(other))
+    with pytest.raises(ValueError, match="the data has splits .*; got --split dev"):
+        resseq.evaluate(str(folder), split="dev")
+
+
+def test_predict_gives_a_row_for_each_line_in_order(run, tmp_path):
+    folder, _ = run
+    texts = ["a saw it is", "", "this and this and this and this, a plum it is", "\x00", "🙂 a reef it is", "x" * 10**6]
+    rows = list(resseq.predict(str(folder), texts))
+    assert [rows[i]["label"] for i in (0, 2, 4)] == ["tool", "fruit", "sea"]
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
+    assert all(max(row["probabilities"], key=row["probabilities"].get) == row["label"] for row in rows)
+    alone = [next(iter(resseq.predict(str(folder), [text]))) for text in texts]
+    for ours, theirs in zip(rows, alone, strict=True):
+        assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-4)
+    file = tmp_path / "texts.txt"
+    for ending in ("", "\n"):
+        file.write_bytes(("\n".join(texts) + ending).encode())
+        from_file = list(resseq.predict(str(folder), str(file)))
+        assert [row["label"] for row in from_file] == [row["label"] for row in rows]
+    file.write_bytes(b"a saw it is\r\n\xff\xfe\n")
+    assert [row["label"] for row in resseq.predict(str(folder), str(file))][0] == "tool"
+
+
+def shell(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "resseq", *arguments], capture_output=True, text=True, **options)
+
+
+def test_predict_from_the_shell(run):
+    folder, _ = run
+    done = shell("predict", str(folder), "-", input="a saw it is\na tide it is\n")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == ["tool", "sea"]
+
+
+def test_predict_answers_a_slow_pipe_line_by_line(run):
+    folder, _ = run
+    with subprocess.Popen(
+        [sys.executable, "-m", "resseq", "predict", str(folder), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        for text, label in (("a saw it is", "tool"), ("a plum it is", "fruit")):
+            process.stdin.write(text.encode() + b"\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["label"] == label
+        process.stdin.close()
+        assert process.wait() == 0
+
+
+def test_a_closed_output_pipe_is_no_error(run, tmp_path):
+    folder, _ = run
+    (tmp_path / "texts").write_text("a saw it is\n" * 5000)
+    line = f"{sys.executable} -m resseq predict {folder} {tmp_path / 'texts'} | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)
+    assert json.loads(done.stdout)["label"] == "tool"
+    assert done.stderr == ""
+
+
+def test_train_and_evaluate_from_the_shell(data, tmp_path):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    done = shell("train", "--data", data, "--output-dir", str(tmp_path / "run"), "--scheme", "highway", *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("test accuracy ")
+    assert done.stderr == "", "silent where the output is no terminal"
+    measured = shell("evaluate", str(tmp_path / "run"))
+    assert json.loads(measured.stdout)["rows"] == 24
+
+
+def test_the_default_run_folder_names_what_is_in_it():
+    options = TrainOptions(data="some/things.csv", model="convnet", scheme="pre")
+    assert str(options.folder) == os.path.join("runs", "things-convnet-pre")
+
+
+def test_a_run_folder_holds_one_run(run, data, capsys):
+    folder, result = run
+    given = {"data": data, "output_dir": str(folder), "model": folder.name, "depth": 2, **SMALL}
+    with pytest.raises(ValueError, match="holds one run; got --output-dir .*Use --resume auto"):
+        resseq.train(**given)
+    again = resseq.train(**given, resume="auto")
+    assert again["test"] == result["test"]
+    with pytest.raises(ValueError, match=r"keeps its options; got learning_rate=0.5 \(was 0.01\)"):
+        resseq.train(**{**given, "learning_rate": 0.5}, resume="auto")
+
+
+def test_an_unfinished_run_says_how_to_go_on(tmp_path, data):
+    with pytest.raises(ValueError, match="must hold a finished run; got .*: there is none"):
+        Run.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="it is not finished. Use resseq train --output-dir .* --resume auto"):
+        Run.load(tmp_path)
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_was_not(data, tmp_path, monkeypatch):
+    from resseq.training.loop import Trainer
+
+    whole = resseq.train(data=data, output_dir=str(tmp_path / "whole"), **SMALL)
+    step = Trainer.take_step
+
+    def stop(self, window):
+        if self.step == 20:
+            raise KeyboardInterrupt
+        step(self, window)
+
+    monkeypatch.setattr(Trainer, "take_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        resseq.train(data=data, output_dir=str(tmp_path / "stopped"), **SMALL)
+    monkeypatch.undo()
+    resumed = resseq.train(data=data, output_dir=str(tmp_path / "stopped"), resume="auto", **SMALL)
+    assert resumed["test"] == whole["test"]
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_order_does_not_depend_on_the_workers(data, tmp_path, workers):
+    logs = []
+    for count in (0, workers):
+        folder = tmp_path / f"{workers}-{count}-{len(logs)}"
+        options = {**SMALL, "num_train_epochs": 1, "dataloader_num_workers": count}
+        resseq.train(data=data, output_dir=str(folder), **options)
+        logs.append((folder / "metrics.jsonl").read_text())
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "nowhere.csv"], "nowhere.csv' is neither pystdlib, nor a file"),
+        (["train", "--model", "convnet", "--heads", "4"], "--model convnet has no heads; got --heads 4. Leave it out."),
+        (["train", "--scheme", "pots"], "Did you mean 'post'?"),
+        (["predict", "nowhere", "-"], "must hold a finished run; got nowhere: there is none"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("resseq: ")
+    assert error.count("\n") == 1
+
+
+def test_a_misspelt_flag_is_answered_with_the_nearest(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--lerning-rate", "3"])
+    assert stopped.value.code == 2
+    assert "--learning-rate" in capsys.readouterr().err
+
+
+def test_an_unwritable_output_folder_is_refused_at_once(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", "--output-dir", str(tmp_path / "file" / "run")]) == 1
+    assert "the run folder must be writable" in capsys.readouterr().err
+
+
+def test_every_option_has_a_description():
+    import inspect
+
+    source = "".join(inspect.getsource(base) for base in TrainOptions.__mro__[:-1])
+    for field in fields(TrainOptions):
+        after = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
+        assert after.strip().startswith('"""'), field.name
+
+
+REAL = pytest.mark.skipif("RESSEQ_DATA" not in os.environ, reason="RESSEQ_DATA is not set")
+
+
+@REAL
+@pytest.mark.parametrize(("name", "chance"), [("trec", 0.26), ("sst2", 0.52)])
+def test_a_minute_on_real_text_beats_the_majority_class(name, chance, tmp_path):
+    result = resseq.train(
+        data=os.path.join(os.environ["RESSEQ_DATA"], name), output_dir=str(tmp_path / "run"), max_steps=150, dim=32
+    )
+    assert result["test"]["accuracy"] > chance + 0.15

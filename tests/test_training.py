@@ -1,0 +1,206 @@
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+from resseq.data import LengthBatches, Tokens, collate
+from resseq.training.checkpoint import checkpoints, load_state, load_weights, save_checkpoint, save_weights
+from resseq.training.config import TrainingOptions
+from resseq.training.loop import Diverged, Trainer, better, choose_device, make_optimizer, schedule, windows
+from resseq.training.metrics import Metrics, logits_of, measure
+
+VOCAB, CLASSES, ROWS = 20, 3, 40
+
+
+class Classifier(nn.Module):
+    def __init__(self, p=0.2):
+        super().__init__()
+        self.embedding, self.dropout, self.head = nn.Embedding(VOCAB, 8), nn.Dropout(p), nn.Linear(8, CLASSES)
+
+    def forward(self, ids, mask):
+        return self.head(self.dropout((self.embedding(ids) * mask.unsqueeze(-1)).sum(1)))
+
+
+def tokens(rows=ROWS):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 9, (rows,), generator=generator)
+    ids = torch.randint(1, VOCAB, (int(lengths.sum()),), generator=generator, dtype=torch.int32)
+    return Tokens(ids, lengths, torch.randint(CLASSES, (rows,), generator=generator).tolist(), 0.0)
+
+
+def trainer(folder, p=0.2, **options):
+    folder.mkdir(exist_ok=True)
+    options = {"num_train_epochs": 4, "per_device_train_batch_size": 4, "logging_steps": 3, "warmup_steps": 2, **options}
+    torch.manual_seed(0)
+    data = tokens()
+    loader = DataLoader(
+        data,
+        batch_sampler=LengthBatches(data.lengths, options["per_device_train_batch_size"], seed=1),
+        collate_fn=collate,
+        generator=torch.Generator(),
+    )
+    validation = [collate([data[i] for i in range(start, start + 5)]) for start in range(0, 20, 5)]
+    return Trainer(Classifier(p), loader, validation, TrainingOptions(**options), folder, torch.device("cpu"))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 3}, {"optim": "sgd"}, {"eval_steps": 7}])
+@pytest.mark.parametrize("killed_at", [11, 17, 25])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch, options, killed_at):
+    if "gradient_accumulation_steps" in options:
+        killed_at = {11: 5, 17: 6, 25: 9}[killed_at]
+    whole = trainer(tmp_path / "whole", **options)
+    best = whole.train()
+
+    stopped, step = trainer(tmp_path / "stopped", **options), Trainer.take_step
+
+    def die(self, window):
+        if self.step == killed_at:
+            raise Killed
+        step(self, window)
+
+    monkeypatch.setattr(Trainer, "take_step", die)
+    with pytest.raises(Killed):
+        stopped.train()
+    monkeypatch.undo()
+
+    torch.rand(7)  # whatever the new process did before
+    resumed = trainer(tmp_path / "stopped", **options)
+    started = resumed.resume()
+    interval = options.get("eval_steps", resumed.per_epoch)
+    assert 0 < started <= killed_at <= started + interval, "resumed, and recomputes one save interval at most"
+    assert resumed.train() == best
+    for (name, ours), theirs in zip(resumed.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    last = [load_state(checkpoints(tmp_path / name)[-1])["optimizer"]["state"] for name in ("whole", "stopped")]
+    for key, state in last[0].items():
+        assert all(torch.equal(value, last[1][key][name]) for name, value in state.items())
+    assert resumed.log_file.read_text() == whole.log_file.read_text()
+
+
+def test_the_same_seed_gives_the_same_log(tmp_path):
+    logs = []
+    for name in ("a", "b"):
+        run = trainer(tmp_path / name)
+        run.train()
+        logs.append(run.log_file.read_text())
+    assert logs[0] == logs[1]
+
+
+def test_accumulation_equals_one_large_batch_also_in_a_short_window(tmp_path):
+    data = tokens()
+    items = [data[i] for i in range(7)]
+    windowed, whole = trainer(tmp_path / "a", p=0.0), trainer(tmp_path / "b", p=0.0)
+    windowed.take_step([collate(items[:2]), collate(items[2:6]), collate(items[6:])])
+    whole.take_step([collate(items)])
+    for ours, theirs in zip(windowed.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert [len(window) for window in windows(range(7), 3)] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, broken):
+    run, data = trainer(tmp_path / "run"), tokens()
+    before = [parameter.clone() for parameter in run.model.parameters()]
+    run.model.head.weight.register_hook(lambda gradient: gradient * broken)
+    with pytest.raises(Diverged, match="gradient must be finite; got norm=.* at step 1. Use a lower --learning-rate"):
+        run.take_step([collate([data[0]])])
+    assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path):
+    run = trainer(tmp_path / "run", early_stopping_patience=2, num_train_epochs=50, learning_rate=0.05)
+    best = run.train()
+    rows = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    seen = [(row["validation_accuracy"], -row["validation_loss"], row["step"]) for row in rows if "validation_loss" in row]
+    assert len(seen) < 50
+    top = max(seen, key=lambda row: row[:2])
+    assert (best["accuracy"], -best["loss"], best["step"]) == top
+    assert seen[-1][2] - top[2] == 2 * run.per_epoch
+    logits = logits_of(run.model, run.validation, run.device)
+    assert measure(logits, torch.cat([batch["labels"] for batch in run.validation])).loss == best["loss"]
+
+
+def test_a_metric_that_is_nan_is_never_best():
+    good, nan = Metrics(0.5, 0.5, 0.5, []), Metrics(math.nan, 0.5, 0.5, [])
+    assert not better(nan, {"accuracy": 0.5, "loss": 0.5})
+    assert better(good, {"accuracy": 0.5, "loss": math.nan})
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+def test_schedule(kind):
+    options = TrainingOptions(lr_scheduler_type=kind, warmup_steps=4)
+    rates = [schedule(options, step, 20) for step in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    share = 8 / 16
+    assert rates[12] == pytest.approx({"linear": 1 - share, "cosine": 0.5, "constant": 1.0}[kind])
+    assert all(a >= b for a, b in zip(rates[3:], rates[4:], strict=False))
+    assert schedule(TrainingOptions(warmup_steps=0), 0, 1) == 1.0
+
+
+@pytest.mark.parametrize("optim", ["adamw", "sgd"])
+def test_weight_decay_is_for_matrices(optim):
+    model = Classifier()
+    decayed, free = make_optimizer(model, TrainingOptions(optim=optim, weight_decay=0.3)).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+    assert {p.shape for p in decayed["params"]} == {model.embedding.weight.shape, model.head.weight.shape}
+    assert free["params"][0] is model.head.bias
+
+
+def test_metrics_by_hand():
+    logits = F.one_hot(torch.tensor([0, 0, 1, 2, 1]), 4).float() * 5
+    metrics = measure(logits, torch.tensor([0, 1, 1, 2, 2]))
+    assert metrics.confusion == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    assert metrics.accuracy == pytest.approx(0.6)
+    assert metrics.macro_f1 == pytest.approx((2 / 3 + 1 / 2 + 2 / 3) / 3)  # the fourth class is nowhere: no share
+    b = metrics.by_class(["a", "b", "c", "d"])["b"]
+    assert b == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "rows": 2}
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    weights = {"model": {"w": torch.ones(2)}}
+    save_checkpoint(tmp_path, 1, weights, {"step": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, 2, weights, {"step": 2})
+    monkeypatch.undo()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
+    save_checkpoint(tmp_path, 10, weights, {"step": 10})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"], "the older and the broken one are gone"
+    assert load_state(tmp_path / "checkpoint-10") == {"step": 10}
+
+
+def test_shared_weights_are_saved(tmp_path):
+    weight = torch.arange(3.0)
+    save_weights(tmp_path / "w.safetensors", {"a": weight, "b": weight})
+    assert torch.equal(load_weights(tmp_path / "w.safetensors")["b"], weight)
+
+
+def test_a_pickle_offered_as_state_is_refused(tmp_path):
+    import pickle
+
+    (tmp_path / "state.pt").write_bytes(pickle.dumps(print))
+    with pytest.raises(pickle.UnpicklingError):
+        load_state(tmp_path)
+
+
+def test_bf16_and_compile_train(tmp_path):
+    torch._dynamo.reset()
+    run = trainer(tmp_path / "run", bf16=True, num_train_epochs=1)
+    assert run.train()["step"] == run.steps
+
+
+def test_devices():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type in ("cuda", "mps", "cpu")
