@@ -159,7 +159,7 @@ def _train(options: TrainOptions) -> dict[str, Any]:
         "carved": data.carved,
     }
     save_weights(folder / "model.safetensors", model.state_dict())
-    draw_run(folder, measured.confusion, data.classes)
+    draw_run(folder, best["step"], measured.confusion, data.classes)
     write_text(folder / "README.md", model_card(options, data, result))
     write_text(folder / "result.json", json.dumps(result, indent=2))
     return result
@@ -338,12 +338,12 @@ def _text(line: bytes) -> str:
     return line.removesuffix(b"\r").decode("utf-8", errors="replace")
 
 
-def draw_run(folder: Path, confusion: list[list[int]], classes: list[str]) -> None:
+def draw_run(folder: Path, kept: int, confusion: list[list[int]], classes: list[str]) -> None:
     """learning_curve.png and confusion_matrix.png."""
     from resseq.training.pictures import draw_confusion, draw_learning_curve
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    draw_learning_curve(rows, folder / "learning_curve.png")
+    draw_learning_curve(rows, kept, folder / "learning_curve.png")
     draw_confusion(confusion, classes, folder / "confusion_matrix.png")
 
 

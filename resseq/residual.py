@@ -99,6 +99,24 @@ def reset_children(module: nn.Module) -> None:
             reset()
 
 
+class _Start(nn.Module):
+    """A scheme's rule for starting weights, as the last part of its stack.
+
+    Being a part, and the last, it also has the last word where somebody resets each of ``model.modules()`` in turn, as
+    is usual after ``to_empty``.
+    """
+
+    def __init__(self, scheme: Scheme, residuals: list[nn.Module]):
+        super().__init__()
+        self.scheme, self.residuals = scheme, residuals  # in a plain list, so that they stay the stack's own
+
+    def reset_parameters(self) -> None:
+        self.scheme.start(self.residuals)
+
+    def extra_repr(self) -> str:
+        return type(self.scheme).__name__
+
+
 class Stack(nn.Module):
     """Sublayers wired over depth by a scheme: open the stream, run the residuals, close the stream.
 
@@ -174,22 +192,19 @@ class Stack(nn.Module):
             )
             for index, (layer, part) in enumerate(positions)
         ]
-        self.scheme = find_scheme(scheme)
-        self.open = self.scheme.open(places[0])
+        recipe = find_scheme(scheme)
+        self.open = recipe.open(places[0])
         self.residuals = nn.ModuleList(
             Residual(place.sublayer, connection=connection)
-            for place, connection in zip(places, self.scheme.connections(places), strict=True)
+            for place, connection in zip(places, recipe.connections(places), strict=True)
         )
-        self.close = self.scheme.close(places[-1])
-        self.scheme.start(list(self.residuals))
+        self.close = recipe.close(places[-1])
+        self.start = _Start(recipe, list(self.residuals))
+        self.start.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start again, as if newly built: every part by itself, then the scheme's rule.
-
-        After ``to_empty`` call it once, on the outermost module that has it.
-        """
+        """Start again, as if newly built: every part by itself, then the scheme's rule."""
         reset_children(self)
-        self.scheme.start(list(self.residuals))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         residuals = cast(list[Residual], self.residuals)

@@ -283,3 +283,13 @@ def test_a_connection_of_your_own():
 def test_a_model_called_twice_does_not_remember():
     layer, x = Residual(branch(), pre=ln(), merge=GRUGate(D)), torch.randn(2, D)
     assert torch.equal(layer(x), layer(x))
+
+
+def test_inductor_compiles_it_too():
+    torch._dynamo.reset()
+    layer, x = Residual(branch(), **SLOTS["all"][0]()), torch.randn(4, D, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True)
+    out, expected = compiled(x), layer(x)
+    torch.testing.assert_close(out, expected)
+    ours, theirs = (torch.autograd.grad(z.square().sum(), x)[0] for z in (out, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resseq import SCHEMES, Residual, Stack
+from resseq import SCHEMES, Residual, Stack, TransformerEncoder
 from resseq.connections import OneStream
 from resseq.schemes import DeepNorm, HighwayGates, LayerScale, Scheme
 
@@ -232,6 +232,19 @@ def test_deepnorm_constants_and_start(layers):
         assert residual.sublayer.query.abs().max().item() == pytest.approx(bound, rel=0.01)
         assert residual.sublayer.value.abs().max().item() == pytest.approx(gain * bound, rel=0.01)
         assert residual.sublayer.out.abs().max().item() == pytest.approx(gain * bound, rel=0.01)
+
+
+def test_deepnorm_starts_right_where_each_module_is_reset_in_turn():
+    with torch.device("meta"):
+        model = TransformerEncoder(64, 3, 4, scheme="deepnorm")
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    bound, gain = (6 / 128) ** 0.5, 24**-0.25
+    largest = {role: weight.abs().max().item() for role, weight in model.residuals[-2].sublayer.weights()}
+    expected = {"query": bound, "key": bound, "value": gain * bound, "out": gain * bound}
+    assert largest == pytest.approx(expected, rel=0.01)
 
 
 def test_deepnorm_needs_roles():

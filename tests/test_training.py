@@ -34,7 +34,13 @@ def tokens(rows=ROWS):
 
 def trainer(folder, p=0.2, **options):
     folder.mkdir(exist_ok=True)
-    options = {"num_train_epochs": 4, "per_device_train_batch_size": 4, "logging_steps": 3, "warmup_steps": 2, **options}
+    options = {
+        "num_train_epochs": 4,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 3,
+        "warmup_steps": 2,
+        **options,
+    }
     torch.manual_seed(0)
     data = tokens()
     loader = DataLoader(
@@ -119,7 +125,9 @@ def test_early_stopping_keeps_the_best_weights(tmp_path):
     run = trainer(tmp_path / "run", early_stopping_patience=2, num_train_epochs=50, learning_rate=0.05)
     best = run.train()
     rows = [json.loads(line) for line in run.log_file.read_text().splitlines()]
-    seen = [(row["validation_accuracy"], -row["validation_loss"], row["step"]) for row in rows if "validation_loss" in row]
+    seen = [
+        (row["validation_accuracy"], -row["validation_loss"], row["step"]) for row in rows if "validation_loss" in row
+    ]
     assert len(seen) < 50
     top = max(seen, key=lambda row: row[:2])
     assert (best["accuracy"], -best["loss"], best["step"]) == top

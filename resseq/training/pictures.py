@@ -6,8 +6,8 @@ from typing import Any
 INK, TRAIN, VALIDATION = "#222222", "#9db4c0", "#c8553d"
 
 
-def draw_learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
-    """Loss and accuracy against the step, for training batches and validation."""
+def draw_learning_curve(rows: list[dict[str, Any]], kept: int, path: Path) -> None:
+    """Loss and accuracy against the step, for training batches and validation; a line at the step that was kept."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -16,6 +16,7 @@ def draw_learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
         validation = [(row["step"], row[f"validation_{name}"]) for row in rows if f"validation_{name}" in row]
         axes.plot(*zip(*train, strict=True) if train else ([], []), color=TRAIN, linewidth=1, label="training batches")
         axes.plot(*zip(*validation, strict=True), color=VALIDATION, marker="o", markersize=3, label="validation")
+        axes.axvline(kept, color=INK, linewidth=0.8, linestyle=":", label=f"weights kept (step {kept:,})")
         axes.set(title=title, xlabel="step")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)

@@ -1,0 +1,81 @@
+"""Train both text classifiers on public data sets with their defaults, three seeds each.
+
+    RESSEQ_DATA=FOLDER python examples/real_text/measure.py
+
+RESSEQ_DATA holds the folders trec, sst2, mr and imdb; pystdlib is built in. Each run is the command that it prints.
+Measurements are added to results.json beside this file, run by run; a run that is already there is not repeated.
+The result stands in the README's table "What to expect".
+"""
+
+import json
+import os
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+
+import resseq
+
+HERE = Path(__file__).parent
+SEEDS = (0, 1, 2)
+# data set, model, flags other than the defaults
+RUNS = [
+    ("trec", "transformer", {}),
+    ("trec", "convnet", {}),
+    ("pystdlib", "transformer", {}),
+    ("pystdlib", "convnet", {}),
+    ("mr", "convnet", {}),
+    ("mr", "transformer", {}),
+    ("sst2", "convnet", {}),
+    ("sst2", "transformer", {}),
+    ("imdb", "convnet", {}),
+]
+
+
+def measure(name: str, model: str, flags: dict, seed: int) -> dict:
+    """Train one classifier; what it measured."""
+    data = name if name == "pystdlib" else os.path.join(os.environ["RESSEQ_DATA"], name)
+    shown = "".join(f" --{flag.replace('_', '-')} {value}" for flag, value in flags.items())
+    print(f"resseq train --data {name} --model {model}{shown} --seed {seed}", flush=True)
+    folder = tempfile.mkdtemp()
+    try:
+        result = resseq.train(data=data, model=model, output_dir=folder, seed=seed, **flags)
+    finally:
+        shutil.rmtree(folder)
+    return {
+        "data": name,
+        "model": model,
+        "flags": flags,
+        "seed": seed,
+        "validation": result["validation"]["accuracy"],
+        "test": result["test"]["accuracy"],
+        "seconds": result["seconds"],
+        "parameters": result["parameters"],
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """The README's table: mean test accuracy over the seeds, its lowest and highest, and the median time."""
+    lines = ["| data | model | test accuracy, % | seeds | minutes |", "|---|---|---|---|---|"]
+    for name, model in dict.fromkeys((row["data"], row["model"]) for row in rows):
+        cell = [row for row in rows if (row["data"], row["model"]) == (name, model)]
+        test = [100 * row["test"] for row in cell]
+        spread = f" ({min(test):.1f}–{max(test):.1f})" if len(test) > 1 else ""
+        minutes = statistics.median(row["seconds"] for row in cell) / 60
+        lines.append(f"| {name} | {model} | {statistics.mean(test):.1f}{spread} | {len(test)} | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    file = HERE / "results.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    for name, model, flags in RUNS:
+        for seed in SEEDS:
+            if not any((row["data"], row["model"], row["seed"]) == (name, model, seed) for row in rows):
+                rows.append(measure(name, model, flags, seed))
+                file.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What the README says runs, and its figures are the measured ones."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from resseq import SCHEMES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_blocks_run_in_order():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["x"].shape == (2, 10, 64)
+    assert names["weights"].shape == (2, 10, 10)
+
+
+def test_every_scheme_has_a_row():
+    assert re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE) == list(SCHEMES)
+
+
+def test_both_commands_pin_torch_and_make_their_environment():
+    commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
+    assert len(commands) == 2
+    for command in commands:
+        assert command.index("torch==2.13.0") < command.index("-e ")
+
+
+def test_the_table_of_results_is_what_was_measured():
+    folder = ROOT / "examples" / "real_text"
+    spec = importlib.util.spec_from_file_location("measure", folder / "measure.py")
+    measure = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(measure)
+    assert measure.table(json.loads((folder / "results.json").read_text())) in README
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
