@@ -259,11 +259,14 @@ def evaluate(
     """Measure a trained classifier on labelled texts.
 
     Args:
-        run: the run folder.
-        data: as for train; the run's own data unless given. Of data without splits all rows are measured, but of the
+        run: The run folder.
+        data: As for train; the run's own data unless given. Of data without splits all rows are measured, but of the
             run's own data only the rows held out from training.
-        split: which split.
-        batch_size: examples in a batch.
+        split: Which split.
+        text_column: The column of the texts.
+        label_column: The column of the labels.
+        device: auto, or a torch device.
+        batch_size: Examples in a batch.
     Returns: data, split, rows, loss (nats), accuracy, macro_f1, and per class precision, recall, f1 and rows.
     Raises: ValueError for a folder without a finished run, for bad data, and for a label that the run does not know.
     """

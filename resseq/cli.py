@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import tyro
 
@@ -12,8 +13,6 @@ from resseq.classification import TrainOptions
 
 
 def _train(options: TrainOptions) -> None:
-    from dataclasses import asdict
-
     result = classification.train(**asdict(options))
     test, validation = result["test"], result["validation"]
     print(
@@ -23,38 +22,6 @@ def _train(options: TrainOptions) -> None:
         f"{validation['accuracy']:.4f}; {result['parameters']:,} parameters, {result['seconds']:.0f} s\n"
         f"run folder {result['output_dir']}: learning_curve.png, confusion_matrix.png, README.md"
     )
-
-
-def _evaluate(
-    run: str,
-    data: str | None = None,
-    split: str = "test",
-    text_column: str | None = None,
-    label_column: str | None = None,
-    device: str = "auto",
-    batch_size: int = 128,
-) -> None:
-    """Measure a trained classifier on labelled texts; prints one JSON object.
-
-    Args:
-        run: The run folder.
-        data: As for train; the run's own data unless given.
-        split: Which split.
-        text_column: The column of the texts.
-        label_column: The column of the labels.
-        device: auto, or a torch device.
-        batch_size: Examples in a batch.
-    """
-    result = classification.evaluate(
-        run,
-        data,
-        split=split,
-        text_column=text_column,
-        label_column=label_column,
-        device=device,
-        batch_size=batch_size,
-    )
-    print(json.dumps(result, indent=2))
 
 
 def _predict(run: str, file: str, device: str = "auto", batch_size: int = 128) -> None:
@@ -70,21 +37,23 @@ def _predict(run: str, file: str, device: str = "auto", batch_size: int = 128) -
         print(json.dumps(row, ensure_ascii=False), flush=True)
 
 
-VERBS = {"train": TrainOptions, "evaluate": _evaluate, "predict": _predict}
+VERBS = {"train": TrainOptions, "evaluate": classification.evaluate, "predict": _predict}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
-        options = tyro.extras.subcommand_cli_from_dict(
+        result = tyro.extras.subcommand_cli_from_dict(
             VERBS,
             prog="resseq",
             description="The residual toolkit for Transformers and sequence models.",
             args=arguments,
             config=(tyro.conf.PositionalRequiredArgs,),
         )
-        if isinstance(options, TrainOptions):
-            _train(options)
+        if isinstance(result, TrainOptions):
+            _train(result)
+        elif result is not None:
+            print(json.dumps(result, indent=2))
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

@@ -70,11 +70,11 @@ def test_evaluate_measures_the_rows_held_out_from_training(run, data, tmp_path):
     own = resseq.evaluate(str(folder))
     assert {name: own[name] for name in ("loss", "accuracy", "macro_f1")} == pytest.approx(result["test"])
     assert (own["rows"], own["split"]) == (24, "test")
-    assert resseq.evaluate(str(folder), data)["rows"] == 24
+    assert resseq.evaluate(str(folder), data=data)["rows"] == 24
     assert sum(row["rows"] for row in own["classes"].values()) == 24
     other = tmp_path / "other.csv"
     other.write_text("text,label\na pear it is,fruit\na wave it is,fruit\n")
-    measured = resseq.evaluate(str(folder), str(other))
+    measured = resseq.evaluate(str(folder), data=str(other))
     assert (measured["rows"], measured["split"], measured["accuracy"]) == (2, "all", 0.5)
 
 
@@ -83,7 +83,7 @@ def test_evaluate_refuses(run, tmp_path):
     other = tmp_path / "other.csv"
     other.write_text("text,label\na pear it is,vegetable\n")
     with pytest.raises(ValueError, match=r"got labels=\['vegetable'\]"):
-        resseq.evaluate(str(folder), str(other))
+        resseq.evaluate(str(folder), data=str(other))
     with pytest.raises(ValueError, match="the data has splits .*; got --split dev"):
         resseq.evaluate(str(folder), split="dev")
 

@@ -123,10 +123,9 @@ def compile_both(*models: nn.Module) -> tuple[str, list[nn.Module], list[Counter
             captured.append(Counter(_operation(graph, node) for node in graph.graph.nodes if node.op in CALL_OPS))
             return backend(graph, inputs)
 
-        torch.compiler.reset()  # both models share their code, and one must not reuse what the other captured
         compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=record)
         compiled(torch.randn(BATCH, LENGTH, DIM, requires_grad=True)).sum().backward()
-        assert len(captured) == 1, f"one graph for one model; got {len(captured)}"
+        assert len(captured) == 1, f"one graph per model; got {len(captured)}"
         compiled_models.append(compiled)
         operations.append(captured[0])
     return name, compiled_models, operations
