@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
         return [("query", query), ("key", key), ("value", value), ("out", self.out.weight)]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "B L (three H d) -> three B H L d", three=3, H=self.heads)
+        q, k, v = (rearrange(part, "B L (H d) -> B H L d", H=self.heads) for part in self.qkv(x).chunk(3, -1))
         if self.rotary:
             q, k = rotate(q), rotate(k)
         y = F.scaled_dot_product_attention(
