@@ -45,7 +45,7 @@ class ModelOptions:
     stages: int | None = None
     """Widths of the convnet; each doubles the last and halves the length."""
     kernel_size: int | None = None
-    """Tokens that a convolution spans."""
+    """Tokens that a convolution spans; 0 leaves the transformer's out."""
     shortcut: Literal["pad", "projection"] | None = None
     """Where the convnet's shape changes."""
     pooling: Literal["mean", "max", "cls"] | None = None

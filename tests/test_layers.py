@@ -145,6 +145,12 @@ def test_rotary_scores_depend_on_the_distance_alone():
     assert not torch.allclose(scores[0, 1], scores[0, 2])
 
 
+def test_a_text_of_padding_alone_pools_to_numbers():
+    mask = lengths_to_mask(5, 0)
+    for name in POOLINGS:
+        assert torch.isfinite(find_pooling(name)(torch.randn(2, 5, D), mask)).all(), name
+
+
 def test_pooling_sees_real_tokens_only():
     x, mask = torch.randn(2, 5, D), lengths_to_mask(5, 3)
     expected = {"mean": x[1, :3].mean(0), "cls": x[1, 0], "max": x[1, :3].amax(0)}
@@ -171,6 +177,11 @@ def test_padding_never_reaches_a_convolution():
     block = ConvBlock(3, 4, stride=2).eval()
     x, mask = torch.randn(2, 3, 7), lengths_to_mask(7, 4)
     torch.testing.assert_close(block(x, mask)[1, :, :2], block(x[1:, :, :4])[0])
+
+
+def test_an_even_kernel_is_refused():
+    with pytest.raises(ValueError, match="kernel_size must be odd to keep the length; got kernel_size=4. Use kernel_siz"):
+        Conv1d(3, 4, 4)
 
 
 def test_pad_shortcut():

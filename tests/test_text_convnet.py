@@ -40,7 +40,7 @@ def test_stages_double_the_width_and_halve_the_length():
 
 @pytest.mark.parametrize(("shortcut", "kind"), [("pad", PadShortcut), ("projection", nn.Conv1d)])
 def test_shortcuts_stand_where_the_shape_changes(shortcut, kind):
-    model = TextConvNet(50, 3, depth=9, dim=4, shortcut=shortcut)
+    model = TextConvNet(50, 3, depth=9, dim=4, stages=2, shortcut=shortcut)
     shortcuts = [residual.connection.shortcut for residual in model.stack.residuals]
     assert [type(s) if s is None else isinstance(s, kind) for s in shortcuts] == [
         type(None),
@@ -53,7 +53,7 @@ def test_shortcuts_stand_where_the_shape_changes(shortcut, kind):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_gradient_reaches_the_embeddings_and_it_compiles_whole(scheme):
     torch._dynamo.reset()
-    model = TextConvNet(50, 3, depth=9, dim=8, scheme=scheme, dropout=0.0)
+    model = TextConvNet(50, 3, depth=9, dim=8, stages=2, scheme=scheme, dropout=0.0)
     ids, mask = torch.randint(50, (4, 9)), torch.arange(9) < torch.tensor([9, 7, 4, 2])[:, None]
     nn.functional.cross_entropy(model(ids, mask), torch.tensor([0, 1, 2, 0])).backward()
     assert model.embedding.weight.grad.abs().max() > 0

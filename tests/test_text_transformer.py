@@ -89,7 +89,7 @@ def test_padding_changes_no_logit(scheme, positions, pooling):
 def test_positions_matter():
     ids = torch.randint(50, (2, 6))
     for positions in ("learned", "sinusoidal", "rotary"):
-        model = TextTransformer(50, 3, D, 2, H, 16, positions=positions).eval()
+        model = TextTransformer(50, 3, D, 2, H, 16, positions=positions, kernel_size=0).eval()
         assert not torch.allclose(model(ids), model(ids.flip(1)), atol=1e-5), positions
 
 
@@ -134,6 +134,15 @@ def test_token_dropout_hides_whole_tokens():
     hidden = (x == 0).all(-1)
     assert 0.3 < hidden.float().mean() < 0.7
     assert not (x == 0)[~hidden].any()
+
+
+def test_phrases_are_a_residual_over_the_embeddings():
+    model = TextTransformer(50, 3, D, 2, H, 16).eval()
+    x = torch.randn(2, 7, D)
+    conv = model.phrases.sublayer.conv
+    expected = x + nn.functional.gelu(nn.functional.conv1d(x.mT, conv.weight, conv.bias, padding=1)).mT
+    torch.testing.assert_close(model.phrases(x), expected)
+    assert TextTransformer(50, 3, D, 2, H, 16, kernel_size=0).phrases is None
 
 
 def test_unknown_positions():

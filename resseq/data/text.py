@@ -31,7 +31,7 @@ class TextOptions:
     """Seed of the splits that the data lacks."""
     tokenizer: Literal["bpe", "wordpiece", "byte", "character"] = "bpe"
     """How texts become tokens: learnt pieces of words (bpe, wordpiece), bytes, or characters."""
-    vocab_size: int = 8000
+    vocab_size: int = 4000
     """Tokens that bpe, wordpiece and character may have (the first two have every character seen, even beyond it)."""
     max_length: int = 256
     """Tokens a text may have; a longer one is cut."""

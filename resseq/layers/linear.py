@@ -50,11 +50,20 @@ class Linear(nn.Linear):
 
 
 class Conv1d(nn.Conv1d):
-    """A one-dimensional convolution that keeps the length at stride 1. Shapes: (B, C, L) -> (B, C', ⌈L/stride⌉)."""
+    """A one-dimensional convolution that keeps the length at stride 1.
+
+    Shapes: (B, C, L) -> (B, C', ⌈L/stride⌉).
+    Raises: ValueError for an even kernel_size.
+    """
 
     def __init__(
         self, dim_in: int, dim_out: int, kernel_size: int, *, stride: int = 1, bias: bool = True, init: Init = "xavier"
     ):
+        if kernel_size % 2 == 0:
+            raise ValueError(
+                f"Conv1d: kernel_size must be odd to keep the length; got kernel_size={kernel_size}. "
+                f"Use kernel_size={kernel_size + 1}."
+            )
         self.init: Init = init
         super().__init__(dim_in, dim_out, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
 

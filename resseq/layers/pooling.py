@@ -15,8 +15,9 @@ def cls(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def max(x: Tensor, mask: Tensor) -> Tensor:
-    """Maximum over the real tokens, channel by channel. Shapes: (B, L, D), (B, L) -> (B, D)."""
-    return x.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(1)
+    """Maximum over the real tokens, channel by channel; 0 where there are none. Shapes: (B, L, D), (B, L) -> (B, D)."""
+    pooled = x.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(1)
+    return pooled.masked_fill(~mask.any(1, keepdim=True), 0.0)
 
 
 POOLINGS = {"mean": mean, "cls": cls, "max": max}

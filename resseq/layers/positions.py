@@ -39,18 +39,23 @@ class LearnedPositions(nn.Module):
 class SinusoidalPositions(nn.Module):
     """Fixed waves, added to x.
 
-    ``x_t + [sin(t·w_i), cos(t·w_i)]``, ``w_i = 10000^(−2i/D)``, sines and cosines interleaved.
+    ``scale · x_t + [sin(t·w_i), cos(t·w_i)]``, ``w_i = 10000^(−2i/D)``, sines and cosines interleaved. Small embeddings
+    would drown in the waves: the source multiplies them by √D.
 
-    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
+    Source: Vaswani et al. 2017, arXiv:1706.03762, sections 3.4 and 3.5.
     Shapes: (B, L, D) -> (B, L, D), D even.
 
     >>> SinusoidalPositions()(torch.zeros(1, 2, 4))[0, 0].tolist()
     [0.0, 1.0, 0.0, 1.0]
     """
 
+    def __init__(self, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+
     def forward(self, x: Tensor) -> Tensor:
         angles = _angles(x.shape[1], x.shape[2], x.device)
-        return x + torch.stack([angles.sin(), angles.cos()], -1).flatten(-2).to(x.dtype)
+        return self.scale * x + torch.stack([angles.sin(), angles.cos()], -1).flatten(-2).to(x.dtype)
 
 
 def rotate(x: Tensor) -> Tensor:

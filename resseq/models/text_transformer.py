@@ -4,14 +4,16 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resseq.layers.attention import SelfAttention
+from resseq.layers.convolution import hide_padding
 from resseq.layers.feedforward import Activation, FeedForward
-from resseq.layers.linear import Embedding, Init, Linear
+from resseq.layers.linear import Conv1d, Embedding, Init, Linear
 from resseq.layers.pooling import find_pooling
 from resseq.layers.positions import LearnedPositions, SinusoidalPositions
-from resseq.residual import Stack, reset_children
+from resseq.residual import Residual, Stack, reset_children
 from resseq.schemes import Scheme
 
 
@@ -63,12 +65,33 @@ class TransformerEncoder(Stack):
         return super().forward(x, mask=mask)
 
 
+class Phrases(nn.Module):
+    """What a token and its neighbours say together, as the sublayer of a residual over the embeddings.
+
+    ``GELU(W ∗ x + b)``
+
+    Source: the convolutional positions of Baevski et al. 2020, arXiv:2006.11477, section 2.
+    Shapes: x (B, L, D), mask (B, L) True = real token -> (B, L, D).
+    """
+
+    def __init__(self, dim: int, kernel_size: int, *, init: Init = "xavier"):
+        super().__init__()
+        self.conv = Conv1d(dim, dim, kernel_size, init=init)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.gelu(self.conv(hide_padding(x.transpose(1, 2), mask))).transpose(1, 2)
+
+
 class TextTransformer(nn.Module):
-    """A text classifier: embeddings, encoder, pooling, one linear map.
+    """A text classifier: embeddings, a residual convolution over them, encoder, pooling, one linear map.
 
     Shapes: ids (B, L) int64, mask (B, L) True = real token (all real unless given) -> logits (B, C).
     Args:
         max_length: tokens of the longest text; only learned positions are bounded by it.
+        positions: "learned" or "sinusoidal" vectors (then embeddings are multiplied by √dim, as in the source), or
+            "rotary" queries and keys.
+        kernel_size: tokens that the convolution spans; 0 leaves it out. Attention that learns from a few thousand
+            texts finds phrases badly.
         dropout: probability for embeddings, branches and the pooled vector alike.
 
     >>> model = TextTransformer(100, num_classes=3, dim=8, depth=2, heads=2, max_length=16)
@@ -88,12 +111,13 @@ class TextTransformer(nn.Module):
         scheme: str | Scheme = "pre",
         hidden: int | None = None,
         activation: Activation = "gelu",
-        dropout: float = 0.1,
+        dropout: float = 0.3,
         token_dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         positions: Literal["learned", "sinusoidal", "rotary"] = "learned",
-        pooling: Literal["mean", "cls", "max"] = "mean",
+        kernel_size: int = 3,
+        pooling: Literal["mean", "cls", "max"] = "max",
         init: Init = "xavier",
     ):
         super().__init__()
@@ -102,7 +126,7 @@ class TextTransformer(nn.Module):
         if positions == "learned":
             self.positions = LearnedPositions(max_length, dim, init=init)
         elif positions == "sinusoidal":
-            self.positions = SinusoidalPositions()
+            self.positions = SinusoidalPositions(scale=dim**0.5)
         elif positions == "rotary":
             self.positions = nn.Identity()  # they turn the encoder's queries and keys
         else:
@@ -110,6 +134,7 @@ class TextTransformer(nn.Module):
                 f"TextTransformer: positions are 'learned', 'sinusoidal' or 'rotary'; got positions={positions!r}. "
                 f"Use positions='learned'."
             )
+        self.phrases = Residual(Phrases(dim, kernel_size, init=init)) if kernel_size else None
         self.encoder = TransformerEncoder(
             dim,
             depth,
@@ -132,6 +157,9 @@ class TextTransformer(nn.Module):
         reset_children(self)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = self.encoder(self.dropout(self.positions(self.token_dropout(self.embedding(ids)))), mask)
+        x = self.positions(self.token_dropout(self.embedding(ids)))
+        if self.phrases is not None:
+            x = self.phrases(x, mask=mask)
+        x = self.encoder(self.dropout(x), mask)
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         return self.head(self.dropout(self.pool(x, mask)))

@@ -12,7 +12,7 @@ class TrainingOptions:
     """Run folder; runs/DATA-MODEL-SCHEME unless given."""
     resume: Literal["never", "auto"] = "never"
     """auto: go on from the run folder's checkpoint, or start where there is none."""
-    num_train_epochs: int = 20
+    num_train_epochs: int = 8
     """Passes over the training data, at most; early stopping may end sooner."""
     max_steps: int | None = None
     """Optimizer steps; overrides num_train_epochs."""
@@ -30,11 +30,11 @@ class TrainingOptions:
     """Optimizer steps over which the learning rate rises from 0."""
     optim: Literal["adamw", "sgd"] = "adamw"
     """adamw: betas 0.9 and 0.999, fused; sgd: momentum 0.9."""
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     """For matrices only, never for biases, norms and scales."""
     max_grad_norm: float = 1.0
     """The gradient's norm is cut to this."""
-    label_smoothing_factor: float = 0.0
+    label_smoothing_factor: float = 0.1
     """Share of the target spread evenly over the classes."""
     eval_steps: int | None = None
     """Optimizer steps between validations and checkpoints; once an epoch unless given."""
