@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from resseq.data import TextOptions
 from resseq.training.config import TrainingOptions
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of the run folder
 UNBOUND = {"output_dir", "resume", "device", "dataloader_num_workers"}  # may differ when a run is resumed
+MAY_BE_0 = {"seed", "data_seed", "warmup_steps", "dataloader_num_workers", "kernel_size"}
+OURS = ("metrics.jsonl", "checkpoint-*", "model.safetensors", "tokenizer.json", "result.json", "README.md")
 BLOCK = 1 << 20  # bytes read at once from a file to predict
 
 
@@ -65,6 +67,18 @@ class ModelOptions:
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(TextOptions, ModelOptions, TrainingOptions):
     """Train a text classifier and leave it, with its measurements and pictures, in a run folder."""
+
+    def __post_init__(self) -> None:
+        """Raise for a count that is too small, and for a choice that is none: from Python, no parser stands before."""
+        for name, hint in get_type_hints(type(self)).items():
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            choices = [choice for part in (hint, *get_args(hint)) for choice in get_args(part)]
+            choices = [choice for choice in choices if isinstance(choice, str)]
+            if choices and value is not None and value not in choices:
+                raise ValueError(f"train: {flag} is one of {', '.join(choices)}; got {value!r}. Use {choices[0]}.")
+            least = 0 if name in MAY_BE_0 else 1
+            if hint in (int, int | None) and value is not None and value < least:
+                raise ValueError(f"train: {flag} must be {least} or more; got {value}. Use {least} or more.")
 
     @property
     def folder(self) -> Path:
@@ -124,10 +138,6 @@ def _train(options: TrainOptions) -> dict[str, Any]:
         arguments["max_length"] = options.max_length
     model = build_model(options.model, arguments).to(device)
 
-    config = {"format": FORMAT, "options": asdict(options), "model": arguments, "classes": data.classes}
-    write_text(folder / "config.json", json.dumps(config, indent=2))
-    save_tokenizer(tokenizer, folder / "tokenizer.json")
-
     sampler = LengthBatches(tokens["train"].lengths, options.per_device_train_batch_size, options.seed)
     loader = DataLoader(
         tokens["train"],
@@ -138,7 +148,11 @@ def _train(options: TrainOptions) -> dict[str, Any]:
     )
     validation, _ = evaluation_batches(tokens["validation"], options.per_device_eval_batch_size)
     trainer = Trainer(model, loader, validation, options, folder, device)
+    config = {"format": FORMAT, "options": asdict(options), "model": arguments, "classes": data.classes}
+    write_text(folder / "config.json", json.dumps(config, indent=2))
+    save_tokenizer(tokenizer, folder / "tokenizer.json")
     if trainer.resume() == 0:
+        trainer.log_file.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
         trainer.log(
             **{split: len(rows.texts) for split, rows in data.splits.items()},
             truncated=tokens["train"].truncated,
@@ -156,34 +170,43 @@ def _train(options: TrainOptions) -> dict[str, Any]:
         "seconds": round(trainer.seconds, 1),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "rows": {split: len(rows.texts) for split, rows in data.splits.items()},
-        "carved": data.carved,
+        "carved": list(data.carved),
     }
     save_weights(folder / "model.safetensors", model.state_dict())
-    draw_run(folder, best["step"], measured.confusion, data.classes)
     write_text(folder / "README.md", model_card(options, data, result))
-    write_text(folder / "result.json", json.dumps(result, indent=2))
+    draw_run(folder, best["step"], measured.confusion, data.classes)
+    write_text(folder / "result.json", json.dumps(result, indent=2))  # last: with it the run is finished
     return result
 
 
 def _claim(folder: Path, options: TrainOptions) -> dict[str, Any] | None:
-    """Make the run folder; the result of a finished run that is resumed."""
+    """Make the run folder; the result of a finished run that is resumed.
+
+    A run begins with its config.json: a folder without one may hold nothing that a run would overwrite.
+    """
     config = folder / "config.json"
     if not config.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metrics.jsonl").touch()
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
         except OSError as error:
             raise ValueError(
                 f"train: the run folder must be writable; got --output-dir {folder} ({error.strerror}). "
                 f"Use another --output-dir."
             ) from error
+        if others := sorted(path.name for name in OURS for path in folder.glob(name)):
+            raise ValueError(
+                f"train: a new run would overwrite files; got --output-dir {folder} with {', '.join(others)} and no "
+                f"config.json. Use another --output-dir."
+            )
         return None
     if options.resume == "never":
         raise ValueError(
             f"train: a run folder holds one run; got --output-dir {folder}, which has one. "
             f"Use --resume auto to go on with it, or another --output-dir."
         )
-    earlier, now = json.loads(config.read_text())["options"], asdict(options)
+    earlier, now = read_config(folder)["options"], asdict(options)
     changed = [name for name in now if name not in UNBOUND and now[name] != earlier.get(name)]
     if changed:
         raise ValueError(
@@ -193,6 +216,20 @@ def _claim(folder: Path, options: TrainOptions) -> dict[str, Any] | None:
         )
     result = folder / "result.json"
     return json.loads(result.read_text()) if result.exists() else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run folder's config.json. Raises: ValueError for one that no run wrote."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        if config["format"] == FORMAT:
+            return config
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"Run: config.json must be one that resseq train wrote (format {FORMAT}); got another in {folder}. "
+        f"Use another folder."
+    )
 
 
 def evaluation_batches(tokens: "Tokens", batch_size: int) -> tuple[list[dict[str, "Tensor"]], list[int]]:
@@ -227,7 +264,7 @@ class Run:
                 f"Run: the folder must hold a finished run; got {folder}: {why}. "
                 f"Use resseq train --output-dir {folder} --resume auto."
             )
-        config = json.loads((folder / "config.json").read_text())
+        config = read_config(folder)
         options = TrainOptions(**config["options"])
         model = build_model(options.model, config["model"])
         model.load_state_dict(load_weights(folder / "model.safetensors"))
@@ -304,7 +341,7 @@ def _same_source(data: str, other: str) -> bool:
 
 
 def predict(
-    run: str, file: str | Iterable[str] = "-", *, device: str = "auto", batch_size: int = 128
+    run: str, file: str | os.PathLike[str] | Iterable[str] = "-", *, device: str = "auto", batch_size: int = 128
 ) -> Iterator[dict[str, Any]]:
     """Label texts, one to a line: for each, in order, its most probable class and every class's probability.
 
@@ -316,7 +353,7 @@ def predict(
     Raises: ValueError for a folder without a finished run, or a file that is not there.
     """
     loaded = Run.load(run, device)
-    for texts in _blocks(file) if isinstance(file, str) else [list(file)]:
+    for texts in _blocks(str(file)) if isinstance(file, (str, os.PathLike)) else [list(file)]:
         for row in loaded.logits(texts, batch_size).softmax(1).tolist() if texts else []:
             probabilities = dict(zip(loaded.classes, row, strict=True))
             yield {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}
@@ -324,7 +361,7 @@ def predict(
 
 def _blocks(file: str) -> Iterator[list[str]]:
     """The lines that are there to read, as soon as they are: a pipe that is written slowly is answered line by line."""
-    if file != "-" and not Path(file).is_file():
+    if file != "-" and (not Path(file).exists() or Path(file).is_dir()):
         raise ValueError(f"predict: the texts are a file with one to a line; got {file}. Use a file that exists, or -.")
     handle = sys.stdin.fileno() if file == "-" else os.open(file, os.O_RDONLY)
     rest = b""
@@ -338,7 +375,7 @@ def _blocks(file: str) -> Iterator[list[str]]:
 
 
 def _text(line: bytes) -> str:
-    return line.removesuffix(b"\r").decode("utf-8", errors="replace")
+    return line.removesuffix(b"\r").decode("utf-8", errors="replace").removeprefix("\ufeff")
 
 
 def draw_run(folder: Path, kept: int, confusion: list[list[int]], classes: list[str]) -> None:

@@ -29,6 +29,22 @@ def _times(scale: float | Map, x: Tensor) -> Tensor:
     return scale(x) if callable(scale) else x * scale
 
 
+def require_factor(name: str, factor: float | Map) -> None:
+    """Raise for a factor that is neither a number nor a map: a tensor is a parameter in want of a module."""
+    if not callable(factor) and not isinstance(factor, (int, float)):
+        raise ValueError(
+            f"Residual: {name} is a number or a module; got {name} of type {type(factor).__name__}. "
+            f"Use LearnedScale(1.0), or LearnedScale(1.0, dim=d) for one factor per channel."
+        )
+
+
+def in_place(module: Any) -> bool:
+    """Whether a module's first step says that it overwrites its input."""
+    while isinstance(module, nn.Sequential) and len(module):
+        module = module[0]
+    return getattr(module, "inplace", False) is True
+
+
 class Connection(nn.Module):
     """What every connection has: the four slots of its branch. A subclass says what the stream is.
 
@@ -53,7 +69,14 @@ class Connection(nn.Module):
             raise ValueError(
                 f"Residual: drop_path is a probability; got drop_path={drop_path}. Use a value from 0 to 1."
             )
+        require_factor("scale", scale)
+        if in_place(pre):
+            raise ValueError("Residual: pre must leave the stream as it is; got an in-place pre. Use inplace=False.")
         self.pre, self.branch, self.scale, self.drop_path = pre, branch, scale, drop_path
+
+    def keeps_input(self) -> bool:
+        """Whether what the sublayer reads is needed again, so that the sublayer must not overwrite it."""
+        return self.pre is None
 
     def read(self, stream: Any) -> tuple[Tensor, Any]:
         """What the sublayer reads, and what ``write`` has to be given back."""
@@ -120,8 +143,12 @@ class OneStream(Connection):
             raise ValueError(
                 f"Residual: shortcut_reads is 'stream' or 'pre'; got shortcut_reads={shortcut_reads!r}. Use 'stream'."
             )
+        require_factor("skip_scale", skip_scale)
         self.shortcut, self.shortcut_reads, self.skip_scale = shortcut, shortcut_reads, skip_scale
         self.merge, self.post = add if merge is None else merge, post
+
+    def keeps_input(self) -> bool:
+        return self.pre is None or isinstance(self.pre, nn.Identity) or self.shortcut_reads == "pre"
 
     def read(self, stream: Tensor) -> tuple[Tensor, Tensor]:
         pre = self.pre  # looked up once: nn.Module finds its submodules slowly
@@ -136,4 +163,4 @@ class OneStream(Connection):
         out = self.merge(skip, self.finish(y))
         if post is not None:
             out = post(out)
-        return out if out.dtype == stream.dtype else out.to(stream.dtype)
+        return out if out.dtype == stream.dtype or not stream.is_floating_point() else out.to(stream.dtype)

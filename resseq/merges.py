@@ -193,5 +193,5 @@ def drop_path(y: Tensor, p: float) -> Tensor:
     """
     if p == 1.0:
         return y * 0.0
-    keep = torch.empty(len(y), *[1] * (y.ndim - 1), dtype=y.dtype, device=y.device).bernoulli_(1 - p)
-    return y * keep * (1 / (1 - p))  # two products: 1/(1−p) would be rounded in a bfloat16 mask
+    keep = torch.rand(len(y), *[1] * (y.ndim - 1), device=y.device) >= p
+    return y * keep * (1 / (1 - p))

@@ -6,7 +6,7 @@ from typing import Any, Unpack, cast
 
 from torch import Tensor, nn
 
-from resseq.connections import Connection, Map, OneStream, Slots
+from resseq.connections import Connection, Map, OneStream, Slots, in_place
 from resseq.schemes import Norm, Place, Scheme, find_scheme
 
 
@@ -26,7 +26,7 @@ class Residual(nn.Module):
         slots: those of OneStream: pre, branch, scale, drop_path, shortcut, shortcut_reads, skip_scale, merge, post.
         connection: a Connection of your own, in place of all slots.
     Raises: ValueError where branch and shortcut differ in shape (nothing is broadcast), for slots beside a connection,
-        and for an in-place sublayer that would overwrite the stream.
+        and for a sublayer that begins with a module of inplace=True and would overwrite the stream.
 
     >>> import torch
     >>> layer = Residual(nn.Linear(8, 8), pre=nn.LayerNorm(8))
@@ -44,10 +44,10 @@ class Residual(nn.Module):
         self.sublayer = sublayer
         self.keywords = _keywords(sublayer)
         self.connection = OneStream(**slots) if connection is None else connection
-        if self.connection.pre is None and _overwrites_input(sublayer):
+        if self.connection.keeps_input() and in_place(sublayer):
             raise ValueError(
-                "Residual: the sublayer must leave the stream as it is; got inplace=True in its first module and no "
-                "pre. Use inplace=False."
+                "Residual: the sublayer must leave the stream as it is; got inplace=True in its first module. "
+                "Use inplace=False."
             )
 
     def forward(self, stream: Any, *args: Any, **kwargs: Any) -> Any:
@@ -66,25 +66,27 @@ def _attention_arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What nn.MultiheadAttention wants beside its query x to be called like every other sublayer."""
     if mask is not None:
-        kwargs["key_padding_mask"] = ~mask
-    return (args or (x, x)) if "key" not in kwargs else args, kwargs
-
-
-def _overwrites_input(sublayer: Any) -> bool:
-    while isinstance(sublayer, nn.Sequential) and len(sublayer):
-        sublayer = sublayer[0]
-    return getattr(sublayer, "inplace", False) is True
+        kwargs["key_padding_mask"] = ~mask.bool()
+    names = ("key", "value")[len(args) :]
+    for name in names:  # the key is x and the value is the key, unless given
+        kwargs.setdefault(name, args[0] if args else kwargs.get("key", x))
+    return args, kwargs
 
 
 def _keywords(sublayer: Any) -> set[str] | None:
-    """The keywords that a sublayer takes; None if it takes any. A stack passes each keyword where it is taken."""
+    """The keywords that a sublayer takes beside its input; None if it takes any."""
+    if isinstance(sublayer, Residual):
+        return sublayer.keywords
+    if isinstance(sublayer, Stack) and type(sublayer).forward is Stack.forward:
+        inner = [cast(Residual, residual).keywords for residual in sublayer.residuals]
+        return None if None in inner else set().union(*(names or () for names in inner))
     try:
         parameters = inspect.signature(sublayer.forward if isinstance(sublayer, nn.Module) else sublayer).parameters
     except ValueError:  # a function written in C, such as torch.exp
         return set()
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
-    names = {p.name for p in parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    names = {p.name for p in list(parameters.values())[1:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     return names | {"mask"} if isinstance(sublayer, nn.MultiheadAttention) else names
 
 
@@ -93,9 +95,9 @@ def reset_children(module: nn.Module) -> None:
     for child in module.children():
         # torch's attention has the method under a private name only
         reset = getattr(child, "reset_parameters", getattr(child, "_reset_parameters", None))
-        if reset is None:
+        if reset is None or isinstance(child, nn.MultiheadAttention):  # whose method leaves its out_proj alone
             reset_children(child)
-        else:
+        if reset is not None:
             reset()
 
 
@@ -160,7 +162,7 @@ class Stack(nn.Module):
         channel_dim: int = -1,
     ):
         super().__init__()
-        layered = [layer if isinstance(layer, tuple) else (layer,) for layer in layers]
+        layered = [tuple(layer) if isinstance(layer, (tuple, list)) else (layer,) for layer in layers]
         sublayers = [sublayer for layer in layered for sublayer in layer]
         dims = [dim] * (len(sublayers) + 1) if isinstance(dim, int) else list(dim)
         shortcuts = [None] * len(sublayers) if shortcuts is None else list(shortcuts)

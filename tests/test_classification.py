@@ -16,7 +16,8 @@ from resseq.models import MODELS
 SMALL = {
     "dim": 16,
     "num_train_epochs": 2,
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": 8,
+    "dropout": 0.0,
     "vocab_size": 100,
     "max_length": 32,
     "warmup_steps": 5,
@@ -52,7 +53,7 @@ def test_it_learns_and_leaves_a_run_folder(run):
     folder, result = run
     assert result["test"]["accuracy"] == 1.0
     assert result["rows"] == {"train": 192, "validation": 24, "test": 24}
-    assert result["carved"] == ("validation", "test")
+    assert result["carved"] == ["validation", "test"]
     for name in ("model.safetensors", "config.json", "tokenizer.json", "metrics.jsonl", "README.md", "result.json"):
         assert (folder / name).stat().st_size > 0, name
     for name in ("learning_curve.png", "confusion_matrix.png"):
@@ -73,7 +74,7 @@ def test_evaluate_measures_the_rows_held_out_from_training(run, data, tmp_path):
     assert resseq.evaluate(str(folder), data=data)["rows"] == 24
     assert sum(row["rows"] for row in own["classes"].values()) == 24
     other = tmp_path / "other.csv"
-    other.write_text("text,label\na pear it is,fruit\na wave it is,fruit\n")
+    other.write_text("text,label\n\"this, a pear it is\",fruit\n\"this, a wave it is\",fruit\n")
     measured = resseq.evaluate(str(folder), data=str(other))
     assert (measured["rows"], measured["split"], measured["accuracy"]) == (2, "all", 0.5)
 
@@ -81,7 +82,7 @@ def test_evaluate_measures_the_rows_held_out_from_training(run, data, tmp_path):
 def test_evaluate_refuses(run, tmp_path):
     folder, _ = run
     other = tmp_path / "other.csv"
-    other.write_text("text,label\na pear it is,vegetable\n")
+    other.write_text("text,label\n\"this, a pear it is\",vegetable\n")
     with pytest.raises(ValueError, match=r"got labels=\['vegetable'\]"):
         resseq.evaluate(str(folder), data=str(other))
     with pytest.raises(ValueError, match="the data has splits .*; got --split dev"):
@@ -90,7 +91,7 @@ def test_evaluate_refuses(run, tmp_path):
 
 def test_predict_gives_a_row_for_each_line_in_order(run, tmp_path):
     folder, _ = run
-    texts = ["a saw it is", "", "this and this and this and this, a plum it is", "\x00", "🙂 a reef it is", "x" * 10**6]
+    texts = ["this, a saw it is", "", "this and this and this, a plum it is", "\x00", "this, a reef it is", "x" * 10**6, "🙂"]
     rows = list(resseq.predict(str(folder), texts))
     assert [rows[i]["label"] for i in (0, 2, 4)] == ["tool", "fruit", "sea"]
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
@@ -103,7 +104,7 @@ def test_predict_gives_a_row_for_each_line_in_order(run, tmp_path):
         file.write_bytes(("\n".join(texts) + ending).encode())
         from_file = list(resseq.predict(str(folder), str(file)))
         assert [row["label"] for row in from_file] == [row["label"] for row in rows]
-    file.write_bytes(b"a saw it is\r\n\xff\xfe\n")
+    file.write_bytes(b"this, a saw it is\r\n\xff\xfe\n")
     assert [row["label"] for row in resseq.predict(str(folder), str(file))][0] == "tool"
 
 
@@ -113,7 +114,7 @@ def shell(*arguments, **options):
 
 def test_predict_from_the_shell(run):
     folder, _ = run
-    done = shell("predict", str(folder), "-", input="a saw it is\na tide it is\n")
+    done = shell("predict", str(folder), "-", input="this, a saw it is\nthis, a tide it is\n")
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == ["tool", "sea"]
 
@@ -123,7 +124,7 @@ def test_predict_answers_a_slow_pipe_line_by_line(run):
     with subprocess.Popen(
         [sys.executable, "-m", "resseq", "predict", str(folder), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
-        for text, label in (("a saw it is", "tool"), ("a plum it is", "fruit")):
+        for text, label in (("this, a saw it is", "tool"), ("this, a plum it is", "fruit")):
             process.stdin.write(text.encode() + b"\n")
             process.stdin.flush()
             assert json.loads(process.stdout.readline())["label"] == label
@@ -133,7 +134,7 @@ def test_predict_answers_a_slow_pipe_line_by_line(run):
 
 def test_a_closed_output_pipe_is_no_error(run, tmp_path):
     folder, _ = run
-    (tmp_path / "texts").write_text("a saw it is\n" * 5000)
+    (tmp_path / "texts").write_text("this, a saw it is\n" * 5000)
     line = f"{sys.executable} -m resseq predict {folder} {tmp_path / 'texts'} | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)
     assert json.loads(done.stdout)["label"] == "tool"
@@ -170,8 +171,47 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path, data):
     with pytest.raises(ValueError, match="must hold a finished run; got .*: there is none"):
         Run.load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="config.json must be one that resseq train wrote"):
+        resseq.train(data=data, output_dir=str(tmp_path), resume="auto")
     with pytest.raises(ValueError, match="it is not finished. Use resseq train --output-dir .* --resume auto"):
         Run.load(tmp_path)
+
+
+def test_a_new_run_overwrites_nothing(tmp_path, data):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(
+        ValueError, match="would overwrite files; got --output-dir .* with README.md and no config.json"
+    ):
+        resseq.train(data=data, output_dir=str(tmp_path), **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_train_epochs": 0}, "--num-train-epochs must be 1 or more; got 0"),
+        ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps must be 1 or more"),
+        ({"seed": -1}, "--seed must be 0 or more"),
+        ({"lr_scheduler_type": "cosin"}, "--lr-scheduler-type is one of linear, cosine, constant; got 'cosin'"),
+        ({"init": "he"}, "--init is one of xavier, torch, normal; got 'he'"),
+        ({"device": "gpu"}, "device is auto or a device of this machine; got --device gpu"),
+    ],
+)
+def test_a_bad_option_is_refused_and_the_folder_stays_free(options, message, data, tmp_path):
+    given = {**SMALL, **options}
+    with pytest.raises(ValueError, match=message):
+        resseq.train(data=data, output_dir=str(tmp_path / "run"), **given)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_pictures_of_awkward_classes(tmp_path):
+    from resseq.training.pictures import draw_confusion
+
+    draw_confusion([[1, 0], [0, 1]], ["$_$", "ünï"], tmp_path / "a.png")
+    draw_confusion(
+        [[int(i == j) for i in range(200)] for j in range(200)], list(map(str, range(200))), tmp_path / "b.png"
+    )
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("a.png", "b.png"))
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_was_not(data, tmp_path, monkeypatch):
@@ -181,7 +221,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_was_not(data, tmp_path, monkeypatc
     step = Trainer.take_step
 
     def stop(self, window):
-        if self.step == 20:
+        if self.step == 30:
             raise KeyboardInterrupt
         step(self, window)
 

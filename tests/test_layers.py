@@ -180,7 +180,9 @@ def test_padding_never_reaches_a_convolution():
 
 
 def test_an_even_kernel_is_refused():
-    with pytest.raises(ValueError, match="kernel_size must be odd to keep the length; got kernel_size=4. Use kernel_siz"):
+    with pytest.raises(
+        ValueError, match="kernel_size must be odd to keep the length; got kernel_size=4. Use kernel_siz"
+    ):
         Conv1d(3, 4, 4)
 
 

@@ -217,6 +217,8 @@ def test_torch_attention_as_the_branch():
     memory = torch.randn(2, 7, D)
     torch.testing.assert_close(layer(x, memory, memory)[0], x + attention(h, memory, memory)[0])
     torch.testing.assert_close(layer(x, key=memory, value=memory)[0], x + attention(h, memory, memory)[0])
+    torch.testing.assert_close(layer(x, memory)[0], x + attention(h, memory, memory)[0])
+    torch.testing.assert_close(layer(x, mask=mask.long())[0], x + expected)
     assert layer(x, key_padding_mask=~mask, need_weights=False)[1] is None
     assert "sublayer.in_proj_weight" in layer.state_dict()
 
@@ -235,6 +237,25 @@ def test_a_wrong_shape_names_the_shortcut():
         Residual(nn.Linear(D, 1))(torch.randn(2, D))
     with pytest.raises(ValueError, match="Give shortcut="):
         Residual(nn.Conv2d(3, 3, 3))(torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("slot", ["scale", "skip_scale"])
+def test_a_tensor_as_a_factor_is_sent_to_learned_scale(slot):
+    with pytest.raises(
+        ValueError, match=f"{slot} is a number or a module; got {slot} of type Parameter. Use LearnedSc"
+    ):
+        Residual(nn.Identity(), **{slot: nn.Parameter(torch.ones(1))})
+
+
+def test_an_integer_stream_does_not_truncate_the_sum():
+    ids = torch.tensor([1, 2, 3])
+    torch.testing.assert_close(Residual(lambda x: x * 0.5)(ids), ids * 1.5)
+
+
+def test_drop_path_under_vmap():
+    layer = Residual(nn.Tanh(), drop_path=0.5)
+    out = torch.func.vmap(layer, randomness="different")(torch.randn(3, 4, D))
+    assert out.shape == (3, 4, D)
 
 
 def test_slots_beside_a_connection():
@@ -262,6 +283,10 @@ def test_an_in_place_sublayer_is_refused_where_it_would_overwrite_the_stream():
     with pytest.raises(ValueError, match="Use inplace=False"):
         Residual(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(D, D)))
     Residual(nn.Sequential(nn.Linear(D, D), nn.ReLU(inplace=True)))  # works on its own tensor
+    with pytest.raises(ValueError, match="pre must leave the stream as it is"):
+        Residual(nn.Linear(D, D), pre=nn.ReLU(inplace=True))
+    with pytest.raises(ValueError, match="Use inplace=False"):
+        Residual(nn.ReLU(inplace=True), pre=ln(), shortcut=nn.Linear(D, D), shortcut_reads="pre")
     layer, x = Residual(nn.ReLU(inplace=True), pre=ln()), torch.randn(2, D)
     before = x.clone()
     layer(x)

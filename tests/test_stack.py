@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from resseq import Stack
+from resseq import Residual, Stack
 
 D = 6
 
@@ -40,6 +40,21 @@ def test_torch_attention_takes_the_mask_of_a_stack():
     changed = x.clone()
     changed[1, 2:] += torch.randn(2, D)
     torch.testing.assert_close(net(changed, mask=mask)[0][1, :2], out[1, :2])
+
+
+def test_a_stack_within_a_stack_takes_what_its_sublayers_take():
+    masked, mask = Masked(), torch.ones(2, dtype=torch.bool)
+    net = Stack([Stack([nn.Linear(D, D)], dim=D), Stack([masked], dim=D), Residual(nn.Linear(D, D))], dim=D)
+    net(torch.randn(2, D), mask=mask)
+    assert masked.seen is mask
+
+
+def test_reset_reaches_all_of_torch_attention():
+    net = Stack([nn.MultiheadAttention(D, 2, batch_first=True)], dim=D)
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, 7.0)
+    net.reset_parameters()
+    assert all((parameter != 7.0).all() for parameter in net.parameters())
 
 
 def test_what_sublayers_hand_back():

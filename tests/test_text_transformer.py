@@ -86,6 +86,13 @@ def test_padding_changes_no_logit(scheme, positions, pooling):
     torch.testing.assert_close(model(padded, mask), alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_a_mask_of_zeros_and_ones_is_as_good_as_true_and_false(dtype):
+    model = TextTransformer(50, 3, D, 2, H, 16).eval()
+    ids, mask = torch.randint(50, (2, 6)), torch.arange(6) < torch.tensor([[6], [4]])
+    assert torch.equal(model(ids, mask.to(dtype)), model(ids, mask))
+
+
 def test_positions_matter():
     ids = torch.randint(50, (2, 6))
     for positions in ("learned", "sinusoidal", "rotary"):

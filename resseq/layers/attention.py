@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
             q,
             k,
             v,
-            attn_mask=None if mask is None else rearrange(mask, "B L -> B 1 1 L"),
+            attn_mask=None if mask is None else rearrange(mask.bool(), "B L -> B 1 1 L"),
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
         return self.dropout(self.out(rearrange(y, "B H L d -> B L (H d)")))

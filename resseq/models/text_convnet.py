@@ -110,7 +110,7 @@ class TextConvNet(nn.Module):
         reset_children(self)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         x = self.dropout(self.token_dropout(self.embedding(ids))).transpose(1, 2)
         x = self.stem_norm(self.stem(hide_padding(x, mask)))
         x = self.stack(x, mask=mask)

@@ -161,5 +161,5 @@ class TextTransformer(nn.Module):
         if self.phrases is not None:
             x = self.phrases(x, mask=mask)
         x = self.encoder(self.dropout(x), mask)
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        return self.head(self.dropout(self.pool(x, mask)))
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        return self.head(self.dropout(self.pool(x, real)))

@@ -68,7 +68,7 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Weights], state:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.split("-")[1]))
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:

@@ -27,9 +27,18 @@ class Diverged(ValueError):
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA where there is one, else MPS, else the CPU."""
+    """The device of a name; "auto" is CUDA where there is one, else MPS, else the CPU.
+
+    Raises: ValueError for a device that is not here.
+    """
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"train: device is auto or a device of this machine; got --device {name} "
+                f"({str(error).splitlines()[0]}). Use --device auto."
+            ) from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -99,7 +108,6 @@ class Trainer:
         """Go on from the newest checkpoint, if there is one; the step that training stands at."""
         found = checkpoints(self.folder)
         if not found:
-            self.log_file.unlink(missing_ok=True)
             return 0
         state = load_state(found[-1])
         self.model.load_state_dict(load_weights(found[-1] / "model.safetensors"))
@@ -108,7 +116,7 @@ class Trainer:
         self.step, self.patience, self.seconds = state["step"], state["patience"], state["seconds"]
         self.running, self.best = state["running"].to(self.device), state["best"]
         torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and state["device_rng"] is not None:  # the run may have begun on another device
             torch.cuda.set_rng_state(state["device_rng"])
         # rows that were logged after the checkpoint will be logged again
         rows = [row for row in self.log_file.read_text().splitlines(True) if row.endswith("\n")]

@@ -29,13 +29,15 @@ def draw_confusion(confusion: list[list[int]], classes: list[str], path: Path) -
     from matplotlib.figure import Figure
 
     shares = [[count / max(1, sum(row)) for count in row] for row in confusion]
-    size = 2.2 + 0.5 * len(classes)
+    size = min(2.2 + 0.5 * len(classes), 14)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(title="Test texts (% of each class)", xlabel="given class", ylabel="true class")
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 40:  # beyond that, names and numbers would be too small to read
+        names = [name.replace("$", r"\$") for name in classes]  # a pair of dollars would be read as a formula
+        axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(classes)), names)
     if len(classes) <= 20:
         for i, row in enumerate(shares):
             for j, share in enumerate(row):
