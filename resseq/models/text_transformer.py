@@ -85,6 +85,8 @@ class Phrases(nn.Module):
 class TextTransformer(nn.Module):
     """A text classifier: embeddings, a residual convolution over them, encoder, pooling, one linear map.
 
+    Embeddings are normalised, as BERT's are: they start so small that the first branches would drown them.
+
     Shapes: ids (B, L) int64, mask (B, L) True = real token (all real unless given) -> logits (B, C).
     Args:
         max_length: tokens of the longest text; only learned positions are bounded by it.
@@ -103,7 +105,7 @@ class TextTransformer(nn.Module):
         self,
         vocab_size: int,
         num_classes: int,
-        dim: int = 128,
+        dim: int = 256,
         depth: int = 2,
         heads: int = 4,
         max_length: int = 256,
@@ -134,6 +136,7 @@ class TextTransformer(nn.Module):
                 f"TextTransformer: positions are 'learned', 'sinusoidal' or 'rotary'; got positions={positions!r}. "
                 f"Use positions='learned'."
             )
+        self.norm = nn.LayerNorm(dim)
         self.phrases = Residual(Phrases(dim, kernel_size, init=init)) if kernel_size else None
         self.encoder = TransformerEncoder(
             dim,
@@ -157,7 +160,7 @@ class TextTransformer(nn.Module):
         reset_children(self)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = self.positions(self.token_dropout(self.embedding(ids)))
+        x = self.norm(self.positions(self.token_dropout(self.embedding(ids))))
         if self.phrases is not None:
             x = self.phrases(x, mask=mask)
         x = self.encoder(self.dropout(x), mask)
