@@ -74,7 +74,7 @@ def test_evaluate_measures_the_rows_held_out_from_training(run, data, tmp_path):
     assert resseq.evaluate(str(folder), data=data)["rows"] == 24
     assert sum(row["rows"] for row in own["classes"].values()) == 24
     other = tmp_path / "other.csv"
-    other.write_text("text,label\n\"this, a pear it is\",fruit\n\"this, a wave it is\",fruit\n")
+    other.write_text('text,label\n"this, a pear it is",fruit\n"this, a wave it is",fruit\n')
     measured = resseq.evaluate(str(folder), data=str(other))
     assert (measured["rows"], measured["split"], measured["accuracy"]) == (2, "all", 0.5)
 
@@ -82,7 +82,7 @@ def test_evaluate_measures_the_rows_held_out_from_training(run, data, tmp_path):
 def test_evaluate_refuses(run, tmp_path):
     folder, _ = run
     other = tmp_path / "other.csv"
-    other.write_text("text,label\n\"this, a pear it is\",vegetable\n")
+    other.write_text('text,label\n"this, a pear it is",vegetable\n')
     with pytest.raises(ValueError, match=r"got labels=\['vegetable'\]"):
         resseq.evaluate(str(folder), data=str(other))
     with pytest.raises(ValueError, match="the data has splits .*; got --split dev"):
@@ -91,7 +91,15 @@ def test_evaluate_refuses(run, tmp_path):
 
 def test_predict_gives_a_row_for_each_line_in_order(run, tmp_path):
     folder, _ = run
-    texts = ["this, a saw it is", "", "this and this and this, a plum it is", "\x00", "this, a reef it is", "x" * 10**6, "🙂"]
+    texts = [
+        "this, a saw it is",
+        "",
+        "this and this and this, a plum it is",
+        "\x00",
+        "this, a reef it is",
+        "x" * 10**6,
+        "🙂",
+    ]
     rows = list(resseq.predict(str(folder), texts))
     assert [rows[i]["label"] for i in (0, 2, 4)] == ["tool", "fruit", "sea"]
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in rows)

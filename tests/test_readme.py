@@ -44,3 +44,11 @@ def test_the_table_of_results_is_what_was_measured():
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))
 def test_links_lead_somewhere(target):
     assert (ROOT / target).exists()
+
+
+def test_the_cost_is_what_was_measured():
+    measured = json.loads((ROOT / "tests" / "benchmarks" / "residual_overhead.json").read_text())
+    assert f"{measured['microseconds_per_call']['median']:.1f} µs more a call" in README
+    assert f"{100 * (measured['eager_ratio']['median'] - 1):+.1f} %, within the noise" in README
+    assert measured["eager_ratio"]["low"] < 1 < measured["eager_ratio"]["high"]
+    assert measured["different_operations"] == {}

@@ -12,7 +12,7 @@ the paired differences or ratios, with the quartiles in brackets. OMP_NUM_THREAD
 
 Result
 ------
-Not measured yet.
+One thread, torch 2.13, 100 repeats: residual_overhead.json beside this file, and the README's "What it costs".
 """
 
 import argparse
