@@ -301,6 +301,6 @@ REAL = pytest.mark.skipif("RESSEQ_DATA" not in os.environ, reason="RESSEQ_DATA i
 @pytest.mark.parametrize(("name", "chance"), [("trec", 0.26), ("sst2", 0.52)])
 def test_a_minute_on_real_text_beats_the_majority_class(name, chance, tmp_path):
     result = resseq.train(
-        data=os.path.join(os.environ["RESSEQ_DATA"], name), output_dir=str(tmp_path / "run"), max_steps=150, dim=32
+        data=os.path.join(os.environ["RESSEQ_DATA"], name), output_dir=str(tmp_path / "run"), max_steps=400, dim=64
     )
     assert result["test"]["accuracy"] > chance + 0.15

@@ -52,3 +52,14 @@ def test_the_cost_is_what_was_measured():
     assert f"{100 * (measured['eager_ratio']['median'] - 1):+.1f} %, within the noise" in README
     assert measured["eager_ratio"]["low"] < 1 < measured["eager_ratio"]["high"]
     assert measured["different_operations"] == {}
+
+
+def test_the_training_steps_are_what_was_measured():
+    rows = json.loads((ROOT / "tests" / "benchmarks" / "training_step.json").read_text())["results"]
+    for without, with_dropout in zip(rows[::2], rows[1::2], strict=True):
+        cells = [
+            f"{without['ratio_to_fastest_peer'][name]:.2f} / {with_dropout['ratio_to_fastest_peer'][name]:.2f}"
+            for name in ("resseq", "torch.nn", "hugging face")
+        ]
+        shape = ", ".join(map(str, without["shape"].values()))
+        assert f"| {shape} | {' | '.join(cells)} |" in README
