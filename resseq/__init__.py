@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from resseq.models.image_resnet import ResNet, cifar_resnet, resnet18, resnet34, resnet50, resnet101, resnet152
     from resseq.models.text_convnet import BasicConvResBlock, TextConvNet
     from resseq.models.text_transformer import TextTransformer
-    from resseq.program import export
+    from resseq.publication import export, push_to_hub
     from resseq.residual import Residual, Stack
     from resseq.schemes import SCHEMES
     from resseq.transformer import TransformerDecoder, TransformerEncoder
@@ -46,7 +46,8 @@ _HOME = {
     "predict": "classification",
     "ablate": "ablation.runner",
     "inspect": "inspection",
-    "export": "program",
+    "export": "publication",
+    "push_to_hub": "publication",
 }
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "ablate",
     "inspect",
     "export",
+    "push_to_hub",
 ]
 
 

@@ -454,6 +454,7 @@ def evaluation_batches(examples: "Tokens | Images", batch_size: int) -> tuple["D
 class Run:
     """A trained classifier, read from its run folder."""
 
+    folder: Path
     model: "nn.Module"
     reader: "TextReader | ImageReader"
     options: TrainOptions
@@ -464,12 +465,16 @@ class Run:
 
     @staticmethod
     def load(folder: str | Path, device: str = "auto") -> "Run":
-        """Raises: ValueError for a folder without a finished run."""
+        """Of a run folder, or of hf://OWNER/NAME, which somebody pushed to the hub.
+
+        Raises: ValueError for a folder without a finished run.
+        """
         from resseq.data.readers import READERS
+        from resseq.pretrained import HUB, fetch_run
         from resseq.training.checkpoint import restore, verify
         from resseq.training.loop import choose_device
 
-        folder = Path(folder)
+        folder = fetch_run(str(folder)) if str(folder).startswith(HUB) else Path(folder)
         if not (folder / "manifest.json").exists():
             why = "it is not finished" if (folder / "config.json").exists() else "there is none"
             raise ValueError(
@@ -485,7 +490,7 @@ class Run:
         model = build_model(options, len(config["classes"]), **reader.shape)
         restore(model, folder / "model.safetensors")
         target = choose_device(device)
-        return Run(model.to(target).eval(), reader, options, config["classes"], config["fingerprint"], target)
+        return Run(folder, model.to(target).eval(), reader, options, config["classes"], config["fingerprint"], target)
 
     def logits(self, inputs: list[Any], batch_size: int) -> "Tensor":
         """The model's logits (N, C), in the order of the texts or images."""
@@ -512,7 +517,7 @@ def evaluate(
     """Measure a trained classifier on labelled texts or images.
 
     Args:
-        run: The run folder.
+        run: The run folder, or hf://OWNER/NAME.
         data: As for train; the run's own data unless given. Of data without splits all rows are measured, but of the
             run's own data only the rows held out from training.
         split: Which split.
@@ -586,7 +591,7 @@ def predict(
     """Label texts, or images by their paths, one to a line: for each, in order, the most probable class and all others.
 
     Args:
-        run: the run folder.
+        run: the run folder, or hf://OWNER/NAME.
         file: a text file, "-" for standard input, or (from Python) the texts, or the images as paths or PIL images.
         batch_size: examples in a batch.
     Yields: ``{"label": name, "probabilities": {name: probability, …}}``. Memory does not grow with the file.

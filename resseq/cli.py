@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import tyro
 
-from resseq import classification, inspection, program
+from resseq import classification, inspection, publication
 from resseq.ablation.grid import AblateOptions
 from resseq.classification import BASELINES, TrainOptions
 from resseq.inspection import InspectOptions
@@ -48,7 +48,7 @@ def _predict(run: str, file: str, device: str = "auto", batch_size: int = 128) -
     """Label texts or images, a line in, a JSON line out: the most probable class and every class's probability.
 
     Args:
-        run: The run folder.
+        run: The run folder, or hf://OWNER/NAME.
         file: A file with one text, or one image's path, to a line, or - for standard input.
         device: auto, or a torch device.
         batch_size: Examples in a batch.
@@ -98,7 +98,8 @@ VERBS = {
     "predict": _predict,
     "ablate": _AblateOptions,
     "inspect": InspectOptions,
-    "export": program.export,
+    "export": publication.export,
+    "push-to-hub": publication.push_to_hub,
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from resseq.classification import ModelOptions
+from resseq.pretrained import HUB
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +28,7 @@ class InspectOptions(ModelOptions):
     """
 
     run: Positional[str | None] = None
-    """The run folder."""
+    """The run folder, or hf://OWNER/NAME."""
     data: str | None = None
     """As for evaluate; the run's own data unless given."""
     split: str = "validation"
@@ -67,7 +68,7 @@ class InspectOptions(ModelOptions):
         if self.output_dir is not None:
             return Path(self.output_dir)
         if self.run is not None:
-            return Path(self.run) / "inspect"
+            return Path(self.run.removeprefix(HUB)) / "inspect"
         depth = f"depth{self.depth}" if self.depth else None
         return Path("runs") / "-".join(filter(None, ["inspect", self.model, self.scheme, depth]))
 
@@ -114,7 +115,7 @@ def _trained(run: str, options: InspectOptions) -> "Report":
     batch = examples.collate([examples[i] for i in range(min(BATCH, len(chosen)))])
     report = _inspect_batch(loaded.model, {name: value.to(loaded.device) for name, value in batch.items()})
     report += diagnostics.lesion_curve(loaded.model, accuracy)
-    report.step = json.loads((Path(run) / "result.json").read_text())["validation"]["step"]
+    report.step = json.loads((loaded.folder / "result.json").read_text())["validation"]["step"]
     return report
 
 

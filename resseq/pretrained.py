@@ -1,48 +1,49 @@
-"""Weights that somebody published: a file, a folder, or a repository on the Hugging Face hub."""
+"""What somebody published: a file, a folder, or a repository on the Hugging Face hub."""
 
 import json
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILES = ("model.safetensors", "pytorch_model.bin")
+HUB = "hf://"  # before OWNER/NAME, where a name alone would be a folder
+
+
+def find_file(source: str | Path, *names: str) -> Path | None:
+    """The first of the files that there is in a folder, or else in a repository on the hub, or None."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    for name in names:
+        if Path(source).is_dir():
+            if (Path(source) / name).is_file():
+                return Path(source) / name
+            continue
+        try:
+            return Path(hf_hub_download(str(source), name))
+        except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):  # offline is the first of them too
+            continue
+    return None
 
 
 def find_weights(source: str | Path) -> Path:
-    """The file of weights that ``source`` is, or holds, or names: an id on the hub, whose files are then fetched.
+    """The file of weights that ``source`` is, or holds, or names: an id on the hub, whose file is then fetched.
 
     Raises: ValueError where there is none.
     """
-    path = Path(source)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        path = _download(str(source))
-    for name in FILES:
-        if (path / name).is_file():
-            return path / name
-    raise ValueError(f"from_pretrained: the folder must hold {' or '.join(FILES)}; got {source}. Name the file itself.")
-
-
-def _download(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        for name in FILES:  # one by one: many repositories hold both
-            folder = Path(snapshot_download(source, allow_patterns=[name, "config.json"]))
-            if (folder / name).is_file():
-                break
-        return folder
-    except Exception as error:  # no such id, no network, no rights: each library version has its own classes
+    file = Path(source) if Path(source).is_file() else find_file(source, *FILES)
+    if file is None:
         raise ValueError(
-            f"from_pretrained: the source must be a file, a folder or an id on the hub; got {source} "
-            f"({type(error).__name__}). Check the path, or the network."
-        ) from error
+            f"from_pretrained: the source is a file of weights, or a folder or an id on the hub with "
+            f"{' or '.join(FILES)}; got {source}, where there is none. Name the file itself, or check the network."
+        )
+    return file
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path) -> "dict[str, Tensor]":
     """The tensors of a safetensors file, or of a torch file, of which nothing but tensors is read.
 
     Raises: ValueError for a file that is neither.
@@ -63,7 +64,24 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     return found.get("state_dict", found)  # training scripts save it beside their optimizer's
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """The config.json beside a file of weights; empty where there is none."""
-    config = file.with_name("config.json")
-    return json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+def read_config(source: str | Path) -> dict[str, Any]:
+    """The config.json beside a file of weights, in a folder or on the hub; empty where there is none."""
+    file = find_file(Path(source).parent if Path(source).is_file() else source, "config.json")
+    return json.loads(file.read_text(encoding="utf-8")) if file else {}
+
+
+def fetch_run(address: str) -> Path:
+    """The folder on this machine with a finished run from the hub, hf://OWNER/NAME.
+
+    Raises: ValueError where there is none.
+    """
+    repository = address.removeprefix(HUB)
+    manifest = find_file(repository, "manifest.json")
+    if manifest is None:
+        raise ValueError(
+            f"Run: {HUB}OWNER/NAME is a finished run on the hub; got {address}, where none is to be had. "
+            f"Check the name and the network."
+        )
+    for name in (*json.loads(manifest.read_text(encoding="utf-8"))["files"], "result.json"):
+        find_file(repository, name)
+    return manifest.parent

@@ -105,7 +105,7 @@ class Mischief:
 def test_a_pickle_is_never_executed(tmp_path):
     theirs().config.save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Mischief(), protocol=2))
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(ValueError, match=r"must hold tensors alone, .*pytorch_model\.bin \(UnpicklingError\)"):
         Bert.from_pretrained(tmp_path)
 
 
@@ -132,7 +132,7 @@ def test_a_missing_file_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"holds config\.json; got folder_or_hub_id='.*' without"):
         Bert.from_pretrained(tmp_path)
     theirs().config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"holds model\.safetensors or pytorch_model\.bin; got"):
+    with pytest.raises(ValueError, match=r"with model\.safetensors or pytorch_model\.bin; got"):
         Bert.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"got folder_or_hub_id='/no/such/folder' without"):
         Bert.from_pretrained("/no/such/folder")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resseq.data.text import TextOptions
+from resseq.pretrained import find_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -102,10 +103,10 @@ def load_pretrained_tokenizer(folder_or_hub_id: str | Path) -> "Tokenizer":
     """
     from tokenizers import BertWordPieceTokenizer, Tokenizer
 
-    if (file := _file_of(folder_or_hub_id, "tokenizer.json")) is not None:
+    if (file := find_file(folder_or_hub_id, "tokenizer.json")) is not None:
         tokenizer = load_tokenizer(file)
-    elif (file := _file_of(folder_or_hub_id, "vocab.txt")) is not None:
-        settings = _file_of(folder_or_hub_id, "tokenizer_config.json")
+    elif (file := find_file(folder_or_hub_id, "vocab.txt")) is not None:
+        settings = find_file(folder_or_hub_id, "tokenizer_config.json")
         lowercase = settings is None or json.loads(settings.read_text()).get("do_lower_case", True)
         tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(str(file), lowercase=lowercase).to_str())
     else:
@@ -127,19 +128,6 @@ def separator_of(tokenizer: "Tokenizer") -> int:
             "Save it with its post-processor."
         )
     return ids[-1]
-
-
-def _file_of(folder_or_hub_id: str | Path, name: str) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-
-    if Path(folder_or_hub_id).is_dir():
-        path = Path(folder_or_hub_id) / name
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(str(folder_or_hub_id), name))
-    except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
-        return None
 
 
 def _read_special_as_text(tokenizer: "Tokenizer") -> "Tokenizer":

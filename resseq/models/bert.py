@@ -13,6 +13,7 @@ from resseq.layers.dropout import Dropout
 from resseq.layers.linear import Embedding, Init, Linear
 from resseq.layers.pooling import find_pooling
 from resseq.layers.positions import LearnedPositions
+from resseq.pretrained import find_weights, read_config, read_weights
 from resseq.residual import reset_children
 from resseq.transformer import TransformerEncoder
 
@@ -143,9 +144,14 @@ class Bert(nn.Module):
 
         Raises: ValueError for a missing file, another kind of model, a missing tensor or one of an unknown name.
         """
-        config = json.loads(_find(folder_or_hub_id, "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder_or_hub_id)
+        if not config:
+            raise ValueError(
+                f"Bert: a checkpoint holds config.json; got folder_or_hub_id={str(folder_or_hub_id)!r} without. "
+                f"Give the folder of a checkpoint, or an id on the hub such as 'bert-base-uncased'."
+            )
         _require_bert(config)
-        tensors = _read_tensors(_find(folder_or_hub_id, "model.safetensors", "pytorch_model.bin"))
+        tensors = {_renamed(name): tensor for name, tensor in read_weights(find_weights(folder_or_hub_id)).items()}
         if config.get("model_type") == "roberta":
             places = "embeddings.position_embeddings.weight"
             tensors[places] = tensors[places][config.get("pad_token_id", 1) + 1 :]
@@ -242,28 +248,6 @@ class BertClassifier(nn.Module):
         return self.head(self.dropout(self.pool(x, real)))
 
 
-def _find(folder_or_hub_id: str | Path, *names: str) -> Path:
-    """The first of the files that is there, in a folder or else on the hub."""
-    for name in names:
-        path = Path(folder_or_hub_id) / name if Path(folder_or_hub_id).is_dir() else _download(folder_or_hub_id, name)
-        if path is not None and path.is_file():
-            return path
-    raise ValueError(
-        f"Bert: a checkpoint holds {' or '.join(names)}; got folder_or_hub_id={str(folder_or_hub_id)!r} without. "
-        f"Give the folder of a checkpoint, or an id on the hub such as 'bert-base-uncased'."
-    )
-
-
-def _download(hub_id: str | Path, name: str) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-
-    try:
-        return Path(hf_hub_download(str(hub_id), name))
-    except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
-        return None
-
-
 def _require_bert(config: dict[str, Any]) -> None:
     """Raise for a configuration whose function is another than Bert's."""
     computed = {
@@ -278,17 +262,6 @@ def _require_bert(config: dict[str, Any]) -> None:
                 f"Bert: {name} is {' or '.join(map(repr, values))}; got {name}={config[name]!r}. "
                 f"Give the checkpoint of a BERT or a RoBERTa."
             )
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by the names of a model without a head."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
-    else:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return {_renamed(name): tensor for name, tensor in tensors.items()}
 
 
 def _renamed(name: str) -> str:

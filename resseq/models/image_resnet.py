@@ -241,9 +241,9 @@ class ResNet(nn.Module):
 
         Raises: ValueError where there is no such file, or where it holds another kind of net.
         """
-        file = find_weights(source)
-        _check_config(read_config(file), source)
-        weights = {_from_hugging_face(name): tensor for name, tensor in read_weights(file).items()}
+        found = read_weights(find_weights(source))
+        _check_config(read_config(source), source)
+        weights = {_from_hugging_face(name): tensor for name, tensor in found.items()}
         if not {"bn1.weight", "layer1.0.conv1.weight", "fc.weight"} <= weights.keys():
             raise ValueError(
                 f"ResNet.from_pretrained: needs a ResNet's stem, blocks and head; got {source}, which lacks one. "

@@ -1,16 +1,22 @@
-"""A trained classifier as one file that runs without this package."""
+"""A trained classifier for others: one file that runs without this package, or a repository on the hub."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resseq.classification import Run, evaluation_batches, held_out
+from resseq.pretrained import HUB
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Batch = dict[str, Tensor]
 
+# files of the run folder itself: no checkpoints, no reports
+PUBLISHED: dict[str, Any] = {
+    "allow_patterns": ["*.json", "*.jsonl", "*.png", "model.safetensors", "README.md"],
+    "ignore_patterns": ["*/*"],
+}
 TEXTS = 64  # that the file is run on
 MADE_UP = ["", "a text", "another, which is a little longer than the one before it was"]
 
@@ -22,7 +28,7 @@ def export(run: str, output: str | None = None, *, format: Literal["torch", "onn
     folder's tokenizer.json gives the ids.
 
     Args:
-        run: The run folder.
+        run: The run folder, or hf://OWNER/NAME.
         output: The file; RUN/model.pt2 or RUN/model.onnx unless given.
         format: torch (torch.export.load reads it) or onnx (needs the extra [onnx]).
     Returns: output, format, bytes, texts (how many were compared), largest_difference (of a logit).
@@ -33,7 +39,8 @@ def export(run: str, output: str | None = None, *, format: Literal["torch", "onn
     loaded = Run.load(run, "cpu")
     if loaded.options.task != "text":
         raise ValueError(f"export: a run on texts is exported; got a run on {loaded.reader.inputs} in {run}. Use one.")
-    file = Path(output or Path(run) / {"torch": "model.pt2", "onnx": "model.onnx"}[format])
+    file = Path(output or Path(run.removeprefix(HUB)) / {"torch": "model.pt2", "onnx": "model.onnx"}[format])
+    file.parent.mkdir(parents=True, exist_ok=True)
     if format == "onnx":
         _require_onnx()
     batches = _batches(loaded)
@@ -49,6 +56,33 @@ def export(run: str, output: str | None = None, *, format: Literal["torch", "onn
         "texts": sum(len(found) for found, _ in compared),
         "largest_difference": difference,
     }
+
+
+def push_to_hub(run: str, repository: str, *, private: bool = False) -> dict[str, str]:
+    """Copy a finished run to the Hugging Face hub; ``hf://OWNER/NAME`` then stands for its folder.
+
+    The run's README.md is the model card. The checkpoints stay here. config.json tells of the paths that the run had.
+
+    Args:
+        run: The run folder.
+        repository: OWNER/NAME; made where it is not there. Log in first: hf auth login.
+        private: Make it for you alone.
+    Returns: run (the address, hf://OWNER/NAME), commit (a link).
+    Raises: ValueError for a folder without a finished run, and where the hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    folder = Run.load(run, "cpu").folder
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repository, folder_path=folder, **PUBLISHED)
+    except Exception as error:  # no rights, no network, no such name: each library version has its own classes
+        raise ValueError(
+            f"push_to_hub: the hub must accept the upload; got {repository} ({type(error).__name__}). "
+            f"Type hf auth login, and check the name and the network."
+        ) from error
+    return {"run": f"{HUB}{repository}", "commit": str(commit)}
 
 
 def _batches(run: Run) -> list["Batch"]:

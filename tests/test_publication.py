@@ -1,0 +1,105 @@
+"""A trained classifier in one file, which is run and compared; and on a hub, which is a folder here."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+import torch
+
+import resseq
+from resseq.classification import TEXT_MODELS, Run
+from resseq.cli import main
+
+SMALL = {"dim": 16, "depth": 2, "vocab_size": 200, "max_length": 32, "max_steps": 2, "max_train_samples": 40}
+ONNX = pytest.mark.skipif(not importlib.util.find_spec("onnxscript"), reason="the extra [onnx] is not installed")
+
+
+@pytest.fixture(scope="module", params=TEXT_MODELS)
+def run(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    resseq.train(model=request.param, output_dir=str(folder), device="cpu", **SMALL)
+    return folder
+
+
+def test_the_file_says_what_the_run_says_for_any_batch_and_length(run, tmp_path, capsys):
+    file = tmp_path / "model.pt2"
+    assert main(["export", str(run), "--output", str(file)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["texts"] == 64
+    assert said["largest_difference"] < 1e-5
+    program, model = torch.export.load(file).module(), Run.load(run, "cpu").model
+    for batch, length in ((1, 5), (3, 32)):
+        ids = torch.randint(3, 100, (batch, length))
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        mask[:, 4:] = False
+        torch.testing.assert_close(program(ids, mask), model(ids, mask))
+
+
+@ONNX
+@pytest.mark.slow
+def test_onnx_says_the_same(run, tmp_path):
+    said = resseq.export(str(run), str(tmp_path / "model.onnx"), format="onnx")
+    assert said["largest_difference"] < 1e-4
+
+
+def test_without_the_extra_it_says_what_to_type(run, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    assert main(["export", str(run), "--format", "onnx"]) == 1
+    assert "Type pip install 'resseq[onnx]'." in capsys.readouterr().err
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub of one folder per repository."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import filter_repo_objects
+
+    class Api:
+        def create_repo(self, repository, private, exist_ok):
+            if repository.startswith("someone-else/"):
+                raise PermissionError
+            (tmp_path / repository).mkdir(parents=True, exist_ok=exist_ok)
+
+        def upload_folder(self, repo_id, folder_path, **patterns):
+            names = [str(file.relative_to(folder_path)) for file in folder_path.rglob("*") if file.is_file()]
+            for name in filter_repo_objects(names, **patterns):
+                shutil.copy(folder_path / name, tmp_path / repo_id / name)  # fails for a file in a subfolder
+            return "a link"
+
+    def download(repository, name):
+        if not (tmp_path / repository / name).is_file():
+            raise LocalEntryNotFoundError(name)
+        return str(tmp_path / repository / name)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return tmp_path
+
+
+def test_a_run_on_the_hub_is_the_run(run, hub, capsys):
+    assert any(run.glob("checkpoint-*"))
+    assert main(["push-to-hub", str(run), "me/tickets"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": "hf://me/tickets", "commit": "a link"}
+    card = (hub / "me/tickets/README.md").read_text()
+    assert "library_name: resseq" in card
+    assert all((hub / "me/tickets" / name).is_file() for name in pictures(card))
+    texts = ["import os", "def f(x): return x"]
+    assert list(resseq.predict("hf://me/tickets", texts)) == list(resseq.predict(str(run), texts))
+    assert resseq.evaluate("hf://me/tickets")["accuracy"] == resseq.evaluate(str(run))["accuracy"]
+
+
+def pictures(card):
+    found = [line.partition("](")[2].rstrip(")") for line in card.splitlines() if line.startswith("![")]
+    assert len(found) == 2
+    return found
+
+
+def test_what_the_hub_refuses_is_one_line(run, hub, capsys):
+    assert main(["push-to-hub", str(run), "someone-else/tickets"]) == 1
+    assert "got someone-else/tickets (PermissionError). Type hf auth login" in capsys.readouterr().err
+    assert main(["evaluate", "hf://me/nothing"]) == 1
+    assert "got hf://me/nothing, where none is to be had. Check the name" in capsys.readouterr().err
+    assert main(["push-to-hub", str(hub), "me/tickets"]) == 1
+    assert "the folder must hold a finished run" in capsys.readouterr().err
