@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from tyro.conf import arg
 
 from resseq.data import DataOptions, ImageOptions, TextOptions
 from resseq.training.config import TrainingOptions
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from resseq.models.bert import Bert
     from resseq.training.loop import Trainer
 
+RunFolder = Annotated[str | os.PathLike[str], arg(constructor=str, metavar="RUN")]
 FORMAT = 2  # of the run folder
 # what may differ in a resumed run
 UNBOUND = {"output_dir", "resume", "device", "dataloader_num_workers", "save_steps", "inspect_every", "report_to"}
@@ -129,6 +132,9 @@ class TrainOptions(TextOptions, ImageOptions, ModelOptions, TrainingOptions):
 
     def __post_init__(self) -> None:
         """Raise for a value that no option can have: from Python, and from a file, no parser stands before."""
+        for each in fields(self):
+            if isinstance(value := getattr(self, each.name), os.PathLike):
+                object.__setattr__(self, each.name, os.fspath(value))
         for name, value in FINE_TUNING.items():
             if getattr(self, name) is None:
                 own = {each.name: each.default for each in fields(TrainingOptions)}
@@ -464,7 +470,7 @@ class Run:
     device: "torch.device"
 
     @staticmethod
-    def load(folder: str | Path, device: str = "auto") -> "Run":
+    def load(folder: str | os.PathLike[str], device: str = "auto") -> "Run":
         """Of a run folder, or of hf://OWNER/NAME, which somebody pushed to the hub.
 
         Raises: ValueError for a folder without a finished run.
@@ -504,8 +510,8 @@ class Run:
 
 
 def evaluate(
-    run: str,
-    data: str | None = None,
+    run: RunFolder,
+    data: Annotated[str | os.PathLike[str] | None, arg(constructor=str, metavar="STR")] = None,
     *,
     split: str = "test",
     text_column: str | tuple[str, ...] | None = None,
@@ -532,6 +538,7 @@ def evaluate(
     from resseq.training.metrics import logits_of, measure
 
     loaded = Run.load(run, device)
+    data = None if data is None else os.fspath(data)
     name, rows = held_out(
         loaded, data, split, text_column=text_column, image_column=image_column, label_column=label_column
     )
@@ -586,7 +593,11 @@ def _same_source(data: str, other: str) -> bool:
 
 
 def predict(
-    run: str, file: str | os.PathLike[str] | Iterable[Any] = "-", *, device: str = "auto", batch_size: int = 128
+    run: RunFolder,
+    file: str | os.PathLike[str] | Iterable[Any] = "-",
+    *,
+    device: str = "auto",
+    batch_size: int = 128,
 ) -> Iterator[dict[str, Any]]:
     """Label texts, or images by their paths, one to a line: for each, in order, the most probable class and all others.
 

@@ -6,12 +6,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import tyro
+from tyro.conf import arg
 
 from resseq import classification, inspection, publication
 from resseq.ablation.grid import AblateOptions
-from resseq.classification import BASELINES, TrainOptions
+from resseq.classification import BASELINES, RunFolder, TrainOptions
 from resseq.inspection import InspectOptions
 
 
@@ -44,7 +46,9 @@ def _by_class(classes: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _predict(run: str, file: str, device: str = "auto", batch_size: int = 128) -> None:
+def _predict(
+    run: RunFolder, file: Annotated[str, arg(metavar="FILE")], device: str = "auto", batch_size: int = 128
+) -> None:
     """Label texts or images, a line in, a JSON line out: the most probable class and every class's probability.
 
     Args:

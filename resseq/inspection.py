@@ -1,11 +1,12 @@
 """Inspect a run folder, or a model before anything is trained: the statistics, and what each residual is worth."""
 
 import json
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from resseq.classification import ModelOptions
 from resseq.pretrained import HUB
@@ -27,7 +28,7 @@ class InspectOptions(ModelOptions):
     Of a trained run, on held-out texts; or, without a run, of a fresh model with these options on random tokens.
     """
 
-    run: Positional[str | None] = None
+    run: Annotated[str | None, Positional, arg(metavar="[RUN]")] = None
     """The run folder, or hf://OWNER/NAME."""
     data: str | None = None
     """As for evaluate; the run's own data unless given."""
@@ -68,12 +69,12 @@ class InspectOptions(ModelOptions):
         if self.output_dir is not None:
             return Path(self.output_dir)
         if self.run is not None:
-            return Path(self.run.removeprefix(HUB)) / "inspect"
+            return Path(str(self.run).removeprefix(HUB)) / "inspect"
         depth = f"depth{self.depth}" if self.depth else None
         return Path("runs") / "-".join(filter(None, ["inspect", self.model, self.scheme, depth]))
 
 
-def inspect(run: str | None = None, **options: Any) -> "Report":
+def inspect(run: str | os.PathLike[str] | None = None, **options: Any) -> "Report":
     """Inspect a trained run, or a fresh model; the options are those of ``resseq inspect``, fields of InspectOptions.
 
     The signal and the gradients of the cross-entropy are those of one batch of 64 texts, in eval mode for a run and in
@@ -82,7 +83,7 @@ def inspect(run: str | None = None, **options: Any) -> "Report":
 
     Raises: ValueError for bad options, a folder without a finished run, and bad data.
     """
-    return inspect_with(InspectOptions(run=run, **options))
+    return inspect_with(InspectOptions(run=None if run is None else os.fspath(run), **options))
 
 
 def inspect_with(options: InspectOptions) -> "Report":

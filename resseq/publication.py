@@ -1,10 +1,13 @@
 """A trained classifier for others: one file that runs without this package, or a repository on the hub."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from resseq.classification import Run, evaluation_batches, held_out
+from tyro.conf import arg
+
+from resseq.classification import Run, RunFolder, evaluation_batches, held_out
 from resseq.pretrained import HUB
 
 if TYPE_CHECKING:
@@ -21,7 +24,12 @@ TEXTS = 64  # that the file is run on
 MADE_UP = ["", "a text", "another, which is a little longer than the one before it was"]
 
 
-def export(run: str, output: str | None = None, *, format: Literal["torch", "onnx"] = "torch") -> dict[str, Any]:
+def export(
+    run: RunFolder,
+    output: Annotated[str | os.PathLike[str] | None, arg(constructor=str, metavar="FILE")] = None,
+    *,
+    format: Literal["torch", "onnx"] = "torch",
+) -> dict[str, Any]:
     """Write a trained classifier to one file, run the file on held-out texts, and compare.
 
     Inputs: ids (B, L) int64 and mask (B, L) bool, True = real token; B and L are free. Output: logits (B, C). The run
@@ -39,7 +47,7 @@ def export(run: str, output: str | None = None, *, format: Literal["torch", "onn
     loaded = Run.load(run, "cpu")
     if loaded.options.task != "text":
         raise ValueError(f"export: a run on texts is exported; got a run on {loaded.reader.inputs} in {run}. Use one.")
-    file = Path(output or Path(run.removeprefix(HUB)) / {"torch": "model.pt2", "onnx": "model.onnx"}[format])
+    file = Path(output or Path(str(run).removeprefix(HUB)) / {"torch": "model.pt2", "onnx": "model.onnx"}[format])
     file.parent.mkdir(parents=True, exist_ok=True)
     if format == "onnx":
         _require_onnx()
@@ -58,7 +66,9 @@ def export(run: str, output: str | None = None, *, format: Literal["torch", "onn
     }
 
 
-def push_to_hub(run: str, repository: str, *, private: bool = False) -> dict[str, str]:
+def push_to_hub(
+    run: RunFolder, repository: Annotated[str, arg(metavar="OWNER/NAME")], *, private: bool = False
+) -> dict[str, str]:
     """Copy a finished run to the Hugging Face hub; ``hf://OWNER/NAME`` then stands for its folder.
 
     The run's README.md is the model card. The checkpoints stay here. config.json tells of the paths that the run had.

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module", params=TEXT_MODELS)
 def run(request, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / request.param
-    result = resseq.train(data=data, model=request.param, depth=2, output_dir=str(folder), **SMALL)
+    result = resseq.train(data=Path(data), model=request.param, depth=2, output_dir=folder, **SMALL)
     return folder, result
 
 
@@ -67,10 +68,10 @@ def test_it_learns_and_leaves_a_run_folder(run):
 
 def test_evaluate_measures_the_rows_held_out_from_training(run, data, tmp_path):
     folder, result = run
-    own = resseq.evaluate(str(folder))
+    own = resseq.evaluate(folder)
     assert {name: own[name] for name in ("loss", "accuracy", "macro_f1")} == pytest.approx(result["test"])
     assert (own["rows"], own["split"]) == (24, "test")
-    assert resseq.evaluate(str(folder), data=data)["rows"] == 24
+    assert resseq.evaluate(folder, data=Path(data))["rows"] == 24
     assert sum(row["rows"] for row in own["classes"].values()) == 24
     other = tmp_path / "other.csv"
     other.write_text('text,label\n"this, a pear it is",fruit\n"this, a wave it is",fruit\n')
