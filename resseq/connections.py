@@ -39,6 +39,11 @@ def require_factor(name: str, factor: float | Map) -> None:
         )
 
 
+def _require_probability(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"Residual: {name} is a probability; got {name}={value}. Use a value from 0 to 1.")
+
+
 def in_place(module: Any) -> bool:
     """Whether a module's first step says that it overwrites its input."""
     while isinstance(module, nn.Sequential) and len(module):
@@ -57,7 +62,8 @@ class Connection(nn.Module):
         drop_path: probability that a sample's branch is dropped in training.
     """
 
-    layer_drop = 0.0  # a stack's: see set_layer_drop
+    layer_drop = 0.0  # a stack's: see set_drops
+    takes_mask = False  # whether ``read`` takes the sublayers' keyword mask beside the stream
 
     def __init__(
         self,
@@ -68,24 +74,18 @@ class Connection(nn.Module):
         drop_path: float = 0.0,
     ):
         super().__init__()
-        if not 0.0 <= drop_path <= 1.0:
-            raise ValueError(
-                f"Residual: drop_path is a probability; got drop_path={drop_path}. Use a value from 0 to 1."
-            )
+        _require_probability("drop_path", drop_path)
         require_factor("scale", scale)
         if in_place(pre):
             raise ValueError("Residual: pre must leave the stream as it is; got an in-place pre. Use inplace=False.")
         self.pre, self.branch, self.scale, self.drop_path = pre, branch, scale, drop_path
 
-    takes_mask = False  # whether ``read`` takes the sublayers' keyword mask beside the stream
-
-    def set_layer_drop(self, layer_drop: float) -> None:
-        """Leave the branch out for whole batches in training with this probability, and rescale nothing."""
-        if not 0.0 <= layer_drop <= 1.0:
-            raise ValueError(
-                f"Stack: layer_drop is a probability; got layer_drop={layer_drop}. Use a value from 0 to 1."
-            )
-        self.layer_drop = layer_drop
+    def set_drops(self, drop_path: float, layer_drop: float) -> None:
+        """What the stack leaves out in training: the branch of a sample, unless this connection has a probability of
+        its own, and with ``layer_drop`` the branch of a whole batch, without rescaling."""
+        _require_probability("drop_path", drop_path)
+        _require_probability("layer_drop", layer_drop)
+        self.drop_path, self.layer_drop = self.drop_path or drop_path, layer_drop
 
     def prepare(self, x: Any) -> Tensor:
         """What the sublayer reads, made from what was read of the stream: ``pre(x)``."""
@@ -138,7 +138,8 @@ class OneStream(Connection):
         skip_scale: a factor on the shortcut, a float or a module.
         merge: a map of (shortcut's output, branch's output), such as Highway(dim).
         post: a map of the sum: post-norm's norm, a ResNet's ReLU.
-    Raises: ValueError for drop_path with a merge that is no sum: what a dropped branch means is then undefined.
+    Raises: ValueError for drop_path (or a stack's) with a merge that is no sum: what a dropped branch means is then
+        undefined.
     """
 
     def __init__(
@@ -155,11 +156,6 @@ class OneStream(Connection):
         post: Map | None = None,
     ):
         super().__init__(pre=pre, branch=branch, scale=scale, drop_path=drop_path)
-        if drop_path and merge not in (None, add):
-            raise ValueError(
-                f"Residual: drop_path needs the merge +; got drop_path={drop_path} with merge={merge}. "
-                f"Leave out drop_path or merge."
-            )
         if shortcut_reads not in ("stream", "pre"):
             raise ValueError(
                 f"Residual: shortcut_reads is 'stream' or 'pre'; got shortcut_reads={shortcut_reads!r}. Use 'stream'."
@@ -168,14 +164,19 @@ class OneStream(Connection):
         self.shortcut, self.shortcut_reads, self.skip_scale = shortcut, shortcut_reads, skip_scale
         self.merge, self.post = add if merge is None else merge, post
         self.takes_mask = getattr(shortcut, "takes_mask", False)
+        self._require_sum("drop_path", drop_path)
 
-    def set_layer_drop(self, layer_drop: float) -> None:
-        if layer_drop and self.merge is not add:
+    def set_drops(self, drop_path: float, layer_drop: float) -> None:
+        self._require_sum("drop_path", drop_path)
+        self._require_sum("layer_drop", layer_drop)
+        super().set_drops(drop_path, layer_drop)
+
+    def _require_sum(self, name: str, drop: float) -> None:
+        if drop and self.merge is not add:
             raise ValueError(
-                f"Stack: layer_drop needs the merge +; got layer_drop={layer_drop} with merge={self.merge}. "
-                f"Leave out layer_drop, or use another scheme."
+                f"Residual: {name} needs the merge +; got {name}={drop} with merge={self.merge}. "
+                f"Leave out {name}, or use another merge or scheme."
             )
-        super().set_layer_drop(layer_drop)
 
     def keeps_input(self) -> bool:
         return self.pre is None or isinstance(self.pre, nn.Identity) or self.shortcut_reads == "pre"

@@ -1,8 +1,9 @@
 """Small maps for the slots `pre`, `scale`, `skip_scale`: a fixed factor, a shift, a warm-up, a low-rank factor."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from resseq.merges import project
 
 
 class Times(nn.Module):
@@ -88,9 +89,8 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up)
 
     def forward(self, x: Tensor) -> Tensor:
-        last = x.movedim(self.channel_dim, -1)
-        low = F.linear(F.linear(last, self.down.to(x.dtype)), self.up.to(x.dtype))
-        return x + low.movedim(-1, self.channel_dim)
+        low = project(x, self.down.to(x.dtype), None, self.channel_dim)
+        return x + project(low, self.up.to(x.dtype), None, self.channel_dim)
 
     def extra_repr(self) -> str:
         return f"dim={len(self.up)}, rank={len(self.down)}, channel_dim={self.channel_dim}"

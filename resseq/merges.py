@@ -5,12 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def shape_mismatch(x: Tensor, y: Tensor) -> ValueError:
-    return ValueError(
-        f"Residual: the branch must give the shape of the shortcut; got branch={tuple(y.shape)}, "
-        f"shortcut={tuple(x.shape)}. Give shortcut=, a module that maps the stream to the branch's shape, "
-        f"e.g. shortcut=nn.Linear(dim_in, dim_out) or nn.Conv2d(channels_in, channels_out, 1, stride)."
-    )
+def require_one_shape(x: Tensor, y: Tensor) -> None:
+    """Raise a ValueError where the shapes differ; nothing is ever broadcast."""
+    if x.shape != y.shape:
+        raise ValueError(
+            f"Residual: the branch must give the shape of the shortcut; got branch={tuple(y.shape)}, "
+            f"shortcut={tuple(x.shape)}. Give shortcut=, a module that maps the stream to the branch's shape, "
+            f"e.g. shortcut=nn.Linear(dim_in, dim_out) or nn.Conv2d(channels_in, channels_out, 1, stride)."
+        )
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
@@ -22,8 +24,7 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     Shapes: x and y alike, any rank.
     Raises: ValueError where the shapes differ; nothing is ever broadcast.
     """
-    if x.shape != y.shape:
-        raise shape_mismatch(x, y)
+    require_one_shape(x, y)
     return x + y
 
 
@@ -75,8 +76,7 @@ class Highway(nn.Module):
         nn.init.constant_(self.bias, self.start)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if x.shape != y.shape:
-            raise shape_mismatch(x, y)
+        require_one_shape(x, y)
         transform = torch.sigmoid(project(x, self.weight, self.bias, self.channel_dim))
         # x stands first in the sums: the result takes the memory format of its first operand.
         if self.gate == "shortcut":
@@ -118,8 +118,7 @@ class GRUGate(nn.Module):
         nn.init.constant_(self.bias, self.start)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if x.shape != y.shape:
-            raise shape_mismatch(x, y)
+        require_one_shape(x, y)
         dim = self.channel_dim
         y_r, y_z, y_h = project(y, self.from_branch, None, dim).chunk(3, dim)
         x_r, x_z = project(x, self.from_shortcut, None, dim).chunk(2, dim)
@@ -140,10 +139,9 @@ def orthogonal(x: Tensor, y: Tensor, channel_dim: int = -1) -> Tensor:
     Source: Oh et al. 2025, arXiv:2505.11881 (its feature-wise form).
     Raises: ValueError where the shapes differ.
     """
-    if x.shape != y.shape:
-        raise shape_mismatch(x, y)
-    along = (x * y).sum(channel_dim, keepdim=True) / (x.square().sum(channel_dim, keepdim=True) + 1e-6)
-    return x + y - x * along
+    require_one_shape(x, y)
+    share = (x * y).sum(channel_dim, keepdim=True) / (x.square().sum(channel_dim, keepdim=True) + 1e-6)
+    return x + y - x * share
 
 
 def unit_rms(x: Tensor, channel_dim: int = -1) -> Tensor:
@@ -172,8 +170,7 @@ class SphereStep(nn.Module):
         nn.init.constant_(self.weight, len(self.weight) ** -0.5)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if x.shape != y.shape:
-            raise shape_mismatch(x, y)
+        require_one_shape(x, y)
         step = self.weight.abs() * (self.step * len(self.weight) ** 0.5)
         x, y = unit_rms(x, self.channel_dim), unit_rms(y, self.channel_dim)
         return unit_rms(x + along(step.to(x.dtype), x, self.channel_dim) * (y - x), self.channel_dim)
@@ -209,8 +206,7 @@ class Delta(nn.Module):
         nn.init.normal_(self.value, std=0.02)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if x.shape != y.shape:
-            raise shape_mismatch(x, y)
+        require_one_shape(x, y)
         dim = self.channel_dim
         k = F.normalize(y, dim=dim)
         strength = 2 * torch.sigmoid(project(unit_rms(x, dim), self.strength, self.strength_bias, dim))
@@ -240,8 +236,7 @@ class Balance(nn.Module):
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if x.shape != y.shape:
-            raise shape_mismatch(x, y)
+        require_one_shape(x, y)
         skip, branch = self.weight.softmax(0).to(x.dtype)
         return skip * x + branch * y
 

@@ -192,7 +192,7 @@ class Stack(nn.Module):
                 f"got dim={dim}, {len(shortcuts)} shortcuts. Give one width per boundary and one shortcut (or None) "
                 f"per residual."
             )
-        positions = [(i, j) for i, layer in enumerate(layered) for j in range(len(layer))]
+        positions = [(layer, part) for layer, group in enumerate(layered) for part in range(len(group))]
         places = [
             Place(
                 index=index,
@@ -218,15 +218,15 @@ class Stack(nn.Module):
                 f"Stack: the stream of {type(recipe).__name__} keeps one shape; got dim={sorted(set(dims))}, shortcuts="
                 f"{[shortcut is not None for shortcut in shortcuts].count(True)}. Use another scheme, such as 'pre'."
             )
+        self.scheme = recipe
         self.open = recipe.open(places[0])
         self.residuals = nn.ModuleList(
             Residual(place.sublayer, connection=connection)
             for place, connection in zip(places, recipe.connections(places), strict=True)
         )
-        for residual in cast(list[Residual], self.residuals):
-            residual.connection.set_layer_drop(layer_drop)
+        for place, residual in zip(places, cast(list[Residual], self.residuals), strict=True):
+            residual.connection.set_drops(place.drop_path, layer_drop)
         self.close = recipe.close(places[-1])
-        self.recomputes = recipe.recompute
         if activation_checkpointing and any(isinstance(part, _BatchNorm) for part in self.modules()):
             raise ValueError(
                 "Stack: activation checkpointing runs each residual twice, and a batch norm would count each batch "
@@ -242,11 +242,11 @@ class Stack(nn.Module):
 
     def calibrate(self, *args: Any, **kwargs: Any) -> None:
         """Let a scheme whose start depends on data (Admin) see a first batch: the arguments are those of forward."""
-        self.start.scheme.calibrate(self, *args, **kwargs)
+        self.scheme.calibrate(self, *args, **kwargs)
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Parameters that the scheme gives a learning rate or an Adam ε of their own, relative to the others'."""
-        return self.start.scheme.groups(self)
+        return self.scheme.groups(self)
 
     def forward(self, x: Tensor, *args: Any, caches: Sequence[Any] | None = None, **kwargs: Any) -> Any:
         residuals = cast(list[Residual], self.residuals)
@@ -256,7 +256,7 @@ class Stack(nn.Module):
                 raise ValueError(f"Stack: no sublayer takes {name}=; got {name}. Use one of {', '.join(known)}.")
         stream, rests = self.open(x), []
         learning = self.training and torch.is_grad_enabled() and caches is None
-        if self.recomputes and learning and not torch.compiler.is_compiling():
+        if self.scheme.recompute and learning and not torch.compiler.is_compiling():
             keywords = [residual.takes(kwargs) for residual in residuals]
             return self.close(run_reversible(residuals, stream, args, keywords))
         for i, residual in enumerate(residuals):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resseq.connections import Connection, Map
-from resseq.merges import add, along, project, shape_mismatch
+from resseq.merges import add, along, project, require_one_shape
 
 
 class Closing(nn.Module):
@@ -170,8 +170,7 @@ class Lanes(Connection):
     def write(self, stream: Tensor, y: Tensor, carry: Any) -> Tensor:
         write, mix = carry
         y = self.finish(y).movedim(self.channel_dim, -1).to(stream.dtype)
-        if y.shape != stream[..., 0, :].shape:
-            raise shape_mismatch(stream[..., 0, :], y)
+        require_one_shape(stream[..., 0, :], y)
         lanes = range(stream.shape[-2])
         return torch.stack(
             [(mix[..., j].unsqueeze(-1) * stream).sum(-2) + write[..., j].unsqueeze(-1) * y for j in lanes], -2
@@ -198,6 +197,9 @@ class Layered(NamedTuple):
     @staticmethod
     def of(x: Tensor) -> "Layered":
         return Layered(x, (x,))
+
+    def current(self) -> Tensor:
+        return self.x
 
 
 class DepthWeights(nn.Module):
@@ -305,8 +307,7 @@ class DepthAttention(Connection):
 
 def output_like(x: Tensor, y: Tensor) -> Tensor:
     """A branch's output with the dtype of the stack's input, whose shape it must have."""
-    if y.shape != x.shape:
-        raise shape_mismatch(x, y)
+    require_one_shape(x, y)
     return y.to(x.dtype)
 
 

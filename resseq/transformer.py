@@ -63,6 +63,11 @@ class TransformerEncoder(Stack):
         activation_checkpointing: bool = False,
     ):
         recipe = find_scheme(scheme)
+        if value_residual and recipe.recompute:
+            raise ValueError(
+                f"TransformerEncoder: the first layer's values are not kept by a scheme that recomputes; got "
+                f"value_residual=True with {type(recipe).__name__}. Leave out value_residual, or use another scheme."
+            )
         alike: Any = {"dropout": dropout, "init": init}
         attending: Any = alike | {"attention_dropout": attention_dropout} | recipe.inside("attention", norm)
         feeding: Any = alike | {"activation": activation} | recipe.inside("feedforward", norm)
@@ -102,7 +107,7 @@ class TransformerEncoder(Stack):
     def _knows_its_parts(self) -> bool:
         """Whether all that runs inside treats each token by itself, or knows of packings."""
         return (
-            _is_ours(self.start.scheme)
+            _is_ours(self.scheme)
             and all(type(residual.sublayer) in (SelfAttention, FeedForward) for residual in self.residuals)
             and all(_is_ours(part) or type(part) in BY_TOKEN for part in self.modules())
             and not any(part._forward_hooks or part._forward_pre_hooks for part in self.modules())

@@ -250,5 +250,7 @@ def test_value_residual_mixes_the_first_layer_s_values_into_the_others():
     torch.testing.assert_close(compiled(x, mask=mask), out)
     fresh = TransformerEncoder(8, 2, 2, value_residual=True)
     assert fresh.residuals[2].sublayer.value_mix.weight.tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match=r"got value_residual=True with Reversible\. Leave out value_residual"):
+        TransformerEncoder(8, 2, 2, value_residual=True, scheme="reversible")
     with pytest.raises(ValueError, match=r"value_residual='take' needs the first layer's values; got values=None"):
         fresh.residuals[2](torch.randn(1, 2, 8))

@@ -383,6 +383,22 @@ def test_drop_path_rises_linearly_with_the_layer():
     assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4])
 
 
+def test_the_stack_s_drop_path_reaches_a_scheme_that_does_not_know_of_it():
+    class Own(Scheme):
+        def __init__(self, **slots):
+            self.slots = slots
+
+        def connection(self, place):
+            return OneStream(**self.slots)
+
+    def rates(**slots):
+        net = Stack([nn.Tanh()] * 2, dim=D, scheme=Own(**slots), drop_path=0.4)
+        return [residual.connection.drop_path for residual in net.residuals]
+
+    assert rates() == pytest.approx([0.2, 0.4])
+    assert rates(drop_path=0.9) == [0.9, 0.9]
+
+
 @pytest.mark.parametrize("name", ["plain", "highway", "gru", "ngpt", "orthogonal", "delta", "laurel_rw"])
 def test_drop_path_and_layer_drop_are_refused_where_there_is_no_sum(name):
     with pytest.raises(ValueError, match="drop_path needs the merge"):

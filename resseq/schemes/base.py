@@ -101,6 +101,16 @@ class EndsInNorm(Scheme):
         return last.norm(last.dim_out) if last.norm else nn.Identity()
 
 
+NOT_SCALED = ("query", "key")  # they set how sharply attention looks, not how large the branch is
+
+
+def start_xavier(residuals: Sequence[Any], scheme: str, gain: float) -> None:
+    """Every weight Xavier uniform, all but query and key with this gain."""
+    for residual in residuals:
+        for role, weight in weights_of(residual.sublayer, scheme):
+            nn.init.xavier_uniform_(weight, gain=1.0 if role in NOT_SCALED else gain)
+
+
 def weights_of(sublayer: Any, scheme: str) -> list[tuple[str, Tensor]]:
     """The (role, tensor) pairs of a sublayer, in order of application; fused matrices as views."""
     if not hasattr(sublayer, "weights"):

@@ -26,7 +26,7 @@ class HighwayGates(Scheme):
 
     def connection(self, place: Place) -> Connection:
         merge = Highway(place.dim_out, bias=self.bias, gate=self.gate, channel_dim=place.channel_dim)
-        return OneStream(shortcut=place.shortcut, merge=merge, post=place.activate(), drop_path=place.drop_path)
+        return OneStream(shortcut=place.shortcut, merge=merge, post=place.activate())
 
 
 class GRU(Scheme):
@@ -46,7 +46,6 @@ class GRU(Scheme):
             branch=nn.ReLU(),
             shortcut=place.shortcut,
             merge=GRUGate(place.dim_out, bias=self.bias, channel_dim=place.channel_dim),
-            drop_path=place.drop_path,
         )
 
 
@@ -67,7 +66,7 @@ class NGPT(Scheme):
 
     def connection(self, place: Place) -> Connection:
         merge = SphereStep(place.dim_out, step=self.step, channel_dim=place.channel_dim)
-        return OneStream(shortcut=place.shortcut, merge=merge, drop_path=place.drop_path)
+        return OneStream(shortcut=place.shortcut, merge=merge)
 
 
 class _PreMerge(EndsInNorm):
@@ -77,12 +76,7 @@ class _PreMerge(EndsInNorm):
         raise NotImplementedError
 
     def connection(self, place: Place) -> Connection:
-        return OneStream(
-            pre=place.norm_before(),
-            shortcut=place.shortcut,
-            merge=self.merge(place),
-            drop_path=place.drop_path,
-        )
+        return OneStream(pre=place.norm_before(), shortcut=place.shortcut, merge=self.merge(place))
 
 
 class Orthogonal(_PreMerge):
@@ -137,5 +131,4 @@ class LaurelLR(EndsInNorm):
             pre=place.norm_before(),
             shortcut=place.shortcut,
             skip_scale=LowRank(place.dim_out, self.rank, channel_dim=place.channel_dim),
-            drop_path=place.drop_path,
         )

@@ -10,7 +10,7 @@ from torch import nn
 from resseq.connections import Connection, OneStream
 from resseq.factors import Times
 from resseq.merges import LearnedScale, branch_only
-from resseq.schemes.base import EndsInNorm, Norm, Place, Scheme, weights_of
+from resseq.schemes.base import NOT_SCALED, EndsInNorm, Norm, Place, Scheme, weights_of
 
 
 class Plain(Scheme):
@@ -24,11 +24,7 @@ class Plain(Scheme):
     normed = False
 
     def connection(self, place: Place) -> Connection:
-        return OneStream(
-            merge=branch_only,
-            post=place.norm_after() if place.norm else place.activate(),
-            drop_path=place.drop_path,
-        )
+        return OneStream(merge=branch_only, post=place.norm_after() if place.norm else place.activate())
 
 
 class SumOnly(Scheme):
@@ -58,7 +54,6 @@ class SumOnly(Scheme):
             skip_scale=nn.Dropout(self.skip_dropout) if self.skip_dropout else self.skip_scale,
             scale=self.scale,
             post=place.activate(),
-            drop_path=place.drop_path,
         )
 
 
@@ -71,7 +66,7 @@ class Post(Scheme):
     """
 
     def connection(self, place: Place) -> Connection:
-        return OneStream(shortcut=place.shortcut, post=place.norm_after(), drop_path=place.drop_path)
+        return OneStream(shortcut=place.shortcut, post=place.norm_after())
 
 
 class Pre(EndsInNorm):
@@ -83,7 +78,7 @@ class Pre(EndsInNorm):
     """
 
     def connection(self, place: Place) -> Connection:
-        return OneStream(pre=place.norm_before(), shortcut=place.shortcut, drop_path=place.drop_path)
+        return OneStream(pre=place.norm_before(), shortcut=place.shortcut)
 
 
 class PreAct(Pre):
@@ -99,7 +94,6 @@ class PreAct(Pre):
             pre=place.norm_before(),
             shortcut=place.shortcut,
             shortcut_reads="stream" if place.shortcut is None else "pre",
-            drop_path=place.drop_path,
         )
 
 
@@ -112,12 +106,7 @@ class Sandwich(EndsInNorm):
     """
 
     def connection(self, place: Place) -> Connection:
-        return OneStream(
-            pre=place.norm_before(),
-            branch=place.norm_after(),
-            shortcut=place.shortcut,
-            drop_path=place.drop_path,
-        )
+        return OneStream(pre=place.norm_before(), branch=place.norm_after(), shortcut=place.shortcut)
 
 
 class Branch(EndsInNorm):
@@ -129,7 +118,7 @@ class Branch(EndsInNorm):
     """
 
     def connection(self, place: Place) -> Connection:
-        return OneStream(branch=place.norm_after(), shortcut=place.shortcut, drop_path=place.drop_path)
+        return OneStream(branch=place.norm_after(), shortcut=place.shortcut)
 
 
 class MixLN(Pre):
@@ -146,7 +135,7 @@ class MixLN(Pre):
     def connection(self, place: Place) -> Connection:
         if place.layer >= int(self.share * place.layers):
             return super().connection(place)
-        return OneStream(shortcut=place.shortcut, post=place.norm_after(), drop_path=place.drop_path)
+        return OneStream(shortcut=place.shortcut, post=place.norm_after())
 
 
 class LNS(EndsInNorm):
@@ -160,7 +149,7 @@ class LNS(EndsInNorm):
     def connection(self, place: Place) -> Connection:
         norm, shrink = place.norm_before(), Times((place.layer + 1) ** -0.5)
         pre = shrink if norm is None else nn.Sequential(norm, shrink)
-        return OneStream(pre=pre, shortcut=place.shortcut, drop_path=place.drop_path)
+        return OneStream(pre=pre, shortcut=place.shortcut)
 
 
 class Keel(Scheme):
@@ -180,7 +169,6 @@ class Keel(Scheme):
             skip_scale=float(place.count if self.alpha is None else self.alpha),
             shortcut=place.shortcut,
             post=place.norm_after(),
-            drop_path=place.drop_path,
         )
 
 
@@ -204,7 +192,7 @@ class SubLN(Pre):
         gain = math.log(max(2, len(residuals))) ** 0.5  # one residual alone would start at 0
         for residual in residuals:
             for role, weight in weights_of(residual.sublayer, "subln"):
-                if role not in ("query", "key"):
+                if role not in NOT_SCALED:
                     weight.mul_(gain)
 
 
@@ -234,5 +222,4 @@ class NormFormer(EndsInNorm):
             branch=None if feedforward else place.norm_after(),
             shortcut=place.shortcut,
             skip_scale=LearnedScale(1.0, dim=place.dim_out, channel_dim=place.channel_dim) if scaled else 1.0,
-            drop_path=place.drop_path,
         )

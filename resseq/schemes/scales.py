@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resseq.connections import Connection, OneStream
 from resseq.factors import Times, Warmup
 from resseq.merges import LearnedScale, add
-from resseq.schemes.base import EndsInNorm, Place, Scheme, weights_of
+from resseq.schemes.base import EndsInNorm, Place, Scheme, start_xavier
 
 
 class ReZero(Scheme):
@@ -24,9 +24,7 @@ class ReZero(Scheme):
 
     def connections(self, places: Sequence[Place]) -> list[Connection]:
         scales = [LearnedScale(0.0) for _ in range(places[-1].layer + 1)]
-        return [
-            OneStream(scale=scales[place.layer], shortcut=place.shortcut, drop_path=place.drop_path) for place in places
-        ]
+        return [OneStream(scale=scales[place.layer], shortcut=place.shortcut) for place in places]
 
 
 class LayerScale(EndsInNorm):
@@ -48,7 +46,6 @@ class LayerScale(EndsInNorm):
             pre=place.norm_before(),
             scale=LearnedScale(start_at, dim=place.dim_out, channel_dim=place.channel_dim),
             shortcut=place.shortcut,
-            drop_path=place.drop_path,
         )
 
 
@@ -77,18 +74,10 @@ class DeepNorm(Scheme):
         return 0.81 * both ** (1 / 16), 0.87 * both ** (-1 / 16)
 
     def connection(self, place: Place) -> Connection:
-        return OneStream(
-            skip_scale=self.constants(place.count)[0],
-            shortcut=place.shortcut,
-            post=place.norm_after(),
-            drop_path=place.drop_path,
-        )
+        return OneStream(skip_scale=self.constants(place.count)[0], shortcut=place.shortcut, post=place.norm_after())
 
     def start(self, residuals: Sequence[Any]) -> None:
-        gain = self.constants(len(residuals))[1]
-        for residual in residuals:
-            for role, weight in weights_of(residual.sublayer, "deepnorm"):
-                nn.init.xavier_uniform_(weight, gain=1.0 if role in ("query", "key") else gain)
+        start_xavier(residuals, "deepnorm", self.constants(len(residuals))[1])
 
 
 class SkipInit(Scheme):
@@ -102,7 +91,7 @@ class SkipInit(Scheme):
     normed = False
 
     def connection(self, place: Place) -> Connection:
-        return OneStream(scale=LearnedScale(0.0), shortcut=place.shortcut, drop_path=place.drop_path)
+        return OneStream(scale=LearnedScale(0.0), shortcut=place.shortcut)
 
 
 class Admin(Scheme):
@@ -119,7 +108,6 @@ class Admin(Scheme):
             skip_scale=LearnedScale(1.0, dim=place.dim_out, channel_dim=place.channel_dim),
             shortcut=place.shortcut,
             post=place.norm_after(),
-            drop_path=place.drop_path,
         )
 
     @torch.no_grad()
@@ -157,9 +145,7 @@ class BranchNorm(Scheme):
         self.period = period
 
     def connection(self, place: Place) -> Connection:
-        return OneStream(
-            scale=Warmup(self.period), shortcut=place.shortcut, post=place.norm_after(), drop_path=place.drop_path
-        )
+        return OneStream(scale=Warmup(self.period), shortcut=place.shortcut, post=place.norm_after())
 
 
 class ProRes(EndsInNorm):
@@ -176,10 +162,7 @@ class ProRes(EndsInNorm):
 
     def connection(self, place: Place) -> Connection:
         return OneStream(
-            pre=place.norm_before(),
-            scale=Warmup(self.period * (place.layer + 1)),
-            shortcut=place.shortcut,
-            drop_path=place.drop_path,
+            pre=place.norm_before(), scale=Warmup(self.period * (place.layer + 1)), shortcut=place.shortcut
         )
 
 
@@ -201,19 +184,13 @@ class CompleteP(EndsInNorm):
 
     def connection(self, place: Place) -> Connection:
         return OneStream(
-            pre=place.norm_before(),
-            scale=(place.layers / self.base) ** -self.exponent,
-            shortcut=place.shortcut,
-            drop_path=place.drop_path,
+            pre=place.norm_before(), scale=(place.layers / self.base) ** -self.exponent, shortcut=place.shortcut
         )
 
     def groups(self, stack: Any) -> list[dict[str, Any]]:
         scale = stack.residuals[0].connection.scale  # m^-α
-        return [{"params": list(stack.residuals.parameters()), "lr_scale": self.rate(scale), "eps_scale": scale}]
-
-    def rate(self, scale: float) -> float:
-        """The factor m^(α−1) on the learning rate."""
-        return 1.0
+        rate = scale ** (1 / self.exponent - 1)  # m^(α−1)
+        return [{"params": list(stack.residuals.parameters()), "lr_scale": rate, "eps_scale": scale}]
 
 
 class DepthMup(CompleteP):
@@ -225,9 +202,6 @@ class DepthMup(CompleteP):
     """
 
     exponent = 0.5
-
-    def rate(self, scale: float) -> float:
-        return scale
 
 
 class NF(Scheme):
@@ -253,7 +227,6 @@ class NF(Scheme):
                     scale=self.alpha,
                     shortcut=place.shortcut,
                     shortcut_reads="stream" if place.shortcut is None else "pre",
-                    drop_path=place.drop_path,
                 )
             )
             variance = (variance if place.shortcut is None else 1.0) + self.alpha**2

@@ -9,7 +9,7 @@ from torch import nn
 from resseq.connections import Connection, OneStream
 from resseq.factors import Shift
 from resseq.merges import LearnedScale
-from resseq.schemes.base import Place, Scheme, weights_of
+from resseq.schemes.base import NOT_SCALED, Place, Scheme, start_xavier, weights_of
 
 
 class Fixup(Scheme):
@@ -27,18 +27,14 @@ class Fixup(Scheme):
 
     def connection(self, place: Place) -> Connection:
         return OneStream(
-            pre=Shift(),
-            scale=nn.Sequential(LearnedScale(1.0), Shift()),
-            shortcut=place.shortcut,
-            post=place.activate(),
-            drop_path=place.drop_path,
+            pre=Shift(), scale=nn.Sequential(LearnedScale(1.0), Shift()), shortcut=place.shortcut, post=place.activate()
         )
 
     @torch.no_grad()
     def start(self, residuals: Sequence[Any]) -> None:
         for residual in residuals:
             named = weights_of(residual.sublayer, "fixup")
-            *others, last = [weight for role, weight in named if role not in ("query", "key")]
+            *others, last = [weight for role, weight in named if role not in NOT_SCALED]
             for weight in others:
                 weight.mul_(len(residuals) ** (-1 / (2 * len(others))))  # 2m − 2 = 2 · others
             last.zero_()
@@ -57,10 +53,7 @@ class TFixup(Scheme):
     normed = False
 
     def connection(self, place: Place) -> Connection:
-        return OneStream(shortcut=place.shortcut, post=place.activate(), drop_path=place.drop_path)
+        return OneStream(shortcut=place.shortcut, post=place.activate())
 
     def start(self, residuals: Sequence[Any]) -> None:
-        gain = 0.67 * (len(residuals) / 2) ** -0.25
-        for residual in residuals:
-            for role, weight in weights_of(residual.sublayer, "tfixup"):
-                nn.init.xavier_uniform_(weight, gain=1.0 if role in ("query", "key") else gain)
+        start_xavier(residuals, "tfixup", 0.67 * (len(residuals) / 2) ** -0.25)

@@ -53,9 +53,7 @@ class Hyper(_OneWidth):
         return HyperMixing(place.dim, self.lanes, place.index % self.lanes, dynamic=self.dynamic)
 
     def connection(self, place: Place) -> Connection:
-        return Lanes(
-            self.mixing(place), pre=place.norm_before(), channel_dim=place.channel_dim, drop_path=place.drop_path
-        )
+        return Lanes(self.mixing(place), pre=place.norm_before(), channel_dim=place.channel_dim)
 
     def open(self, first: Place) -> Any:
         return partial(to_lanes, lanes=self.lanes, channel_dim=first.channel_dim)
@@ -89,17 +87,13 @@ class DenseFormer(_OneWidth):
 
     def connection(self, place: Place) -> Connection:
         average = DepthWeights(place.layer + 2) if place.part == place.parts - 1 else None
-        return DepthAverage(average, pre=place.norm_before(), drop_path=place.drop_path)
+        return DepthAverage(average, pre=place.norm_before())
 
     def open(self, first: Place) -> Any:
         return Layered.of
 
     def close(self, last: Place) -> nn.Module:
-        return Closing(_current, last.norm_after())
-
-
-def _current(stream: Layered) -> Any:
-    return stream.x
+        return Closing(Layered.current, last.norm_after())
 
 
 class AttnRes(_OneWidth):
@@ -123,7 +117,6 @@ class AttnRes(_OneWidth):
             AttendOverDepth(place.dim, place.channel_dim),
             ends_block=(place.index + 1) % size == 0,
             pre=place.norm_before(),
-            drop_path=place.drop_path,
         )
 
     def open(self, first: Place) -> Any:
@@ -154,7 +147,7 @@ class DenseConnections(_OneWidth):
     """
 
     def connection(self, place: Place) -> Connection:
-        return Dense(pre=_side_by_side(place, place.index + 1), drop_path=place.drop_path)
+        return Dense(pre=_side_by_side(place, place.index + 1))
 
     def open(self, first: Place) -> Any:
         return Concatenated.of
@@ -177,7 +170,7 @@ class ResiDual(_OneWidth):
     """
 
     def connection(self, place: Place) -> Connection:
-        return DualPath(place.norm_after(), drop_path=place.drop_path)
+        return DualPath(place.norm_after())
 
     def open(self, first: Place) -> Any:
         return Dual.of
@@ -204,7 +197,7 @@ class Reversible(_OneWidth):
         self.recompute = recompute
 
     def connection(self, place: Place) -> Connection:
-        return Coupling(pre=place.norm_before(), drop_path=place.drop_path)
+        return Coupling(pre=place.norm_before())
 
     def open(self, first: Place) -> Any:
         return Pair.of
