@@ -4,7 +4,7 @@ from torch import nn
 
 from resseq import SCHEMES, BasicConvResBlock, TextConvNet
 from resseq.layers.convolution import PadShortcut
-from resseq.layers.pooling import halve_by_kmax, halve_by_max, kmax
+from resseq.layers.pooling import halve_by_kmax, halve_by_max, pool_kmax
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -88,7 +88,8 @@ def test_the_block_is_the_paper_s():
     [
         ({"depth": 1}, "got depth=1. Use depth=3 or more."),
         ({"shortcut": "conv"}, "got shortcut='conv'"),
-        ({"pooling": "median"}, "got pooling='median'"),
+        ({"pooling": "median"}, "is one of max, kmax, conv, mean; got pooling='median'"),
+        ({"pooling": "cls"}, "is one of max, kmax, conv, mean; got pooling='cls'"),
         ({"depth": 9, "stages": (2, 3)}, r"sum to depth // 2 = 4; got stages=\(2, 3\). Use depth=11."),
     ],
 )
@@ -139,12 +140,12 @@ def test_vdcnn_refuses_another_depth():
 def test_k_max_keeps_the_order_and_is_defined_for_few_positions():
     x = torch.tensor([[3.0, 9.0, -1.0, 5.0, 7.0], [3.0, 9.0, -1.0, 5.0, 7.0]])[..., None]
     mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
-    assert kmax(x, mask).tolist() == [[3, 9, -1, 5, 7, 0, 0, 0], [3, 9, -1, 0, 0, 0, 0, 0]]
+    assert pool_kmax(x, mask).tolist() == [[3, 9, -1, 5, 7, 0, 0, 0], [3, 9, -1, 0, 0, 0, 0, 0]]
     halved = halve_by_kmax(x.transpose(1, 2), mask)
     assert halved[:, 0].tolist() == [[9, 5, 7], [3, 9, 0]]
     assert halve_by_max(x.transpose(1, 2), mask)[:, 0].tolist() == [[9, 9, 7], [9, 9, 0]]
     long = torch.arange(20.0).flip(0)[None, :, None]
-    assert kmax(long, torch.ones(1, 20, dtype=torch.bool))[0].tolist() == [19, 18, 17, 16, 15, 14, 13, 12]
+    assert pool_kmax(long, torch.ones(1, 20, dtype=torch.bool))[0].tolist() == [19, 18, 17, 16, 15, 14, 13, 12]
 
 
 @pytest.mark.parametrize("shortcut", [False, True])

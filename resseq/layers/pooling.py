@@ -1,6 +1,7 @@
 """From a vector for each token to one for the text; padding never counts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +12,24 @@ K = 8
 """Values that k-max keeps of each channel at the end of a text."""
 
 
-def mean(x: Tensor, mask: Tensor) -> Tensor:
+def pool_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real tokens. Shapes: (B, L, D), (B, L) -> (B, D)."""
     weight = mask.unsqueeze(-1).to(x.dtype)
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def cls(x: Tensor, mask: Tensor) -> Tensor:
+def pool_cls(x: Tensor, mask: Tensor) -> Tensor:
     """The first token's vector. Shapes: (B, L, D), (B, L) -> (B, D)."""
     return x[:, 0]
 
 
-def max(x: Tensor, mask: Tensor) -> Tensor:
+def pool_max(x: Tensor, mask: Tensor) -> Tensor:
     """Maximum over the real tokens, channel by channel; 0 where there are none. Shapes: (B, L, D), (B, L) -> (B, D)."""
     pooled = x.masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(1)
     return pooled.masked_fill(~mask.any(1, keepdim=True), 0.0)
 
 
-def k_max(x: Tensor, mask: Tensor, k: int, counts: Tensor) -> Tensor:
+def keep_greatest(x: Tensor, mask: Tensor, k: int, counts: Tensor) -> Tensor:
     """The greatest real values of each channel, in the order of the text; of equal ones the earlier.
 
     Source: Kalchbrenner et al. 2014, arXiv:1404.2188, section 3.2.
@@ -40,13 +41,13 @@ def k_max(x: Tensor, mask: Tensor, k: int, counts: Tensor) -> Tensor:
     return values[..., :k].masked_fill(~kept, 0.0).gather(-1, places.argsort(dim=-1, stable=True))
 
 
-def kmax(x: Tensor, mask: Tensor) -> Tensor:
+def pool_kmax(x: Tensor, mask: Tensor) -> Tensor:
     """The K greatest values of each channel in the order of the text; with fewer real tokens, zeros follow.
 
     Shapes: (B, L, D), (B, L) -> (B, D · K).
     """
     x, mask = F.pad(x.transpose(1, 2), (0, K)), F.pad(mask, (0, K))  # for texts of fewer tokens than K
-    return k_max(x, mask, K, mask.sum(1).clamp(max=K)).flatten(1)
+    return keep_greatest(x, mask, K, mask.sum(1).clamp(max=K)).flatten(1)
 
 
 def halve_by_kmax(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -55,7 +56,7 @@ def halve_by_kmax(x: Tensor, mask: Tensor | None) -> Tensor:
     Shapes: x (B, C, L), mask (B, L) -> (B, C, ⌈L/2⌉), whose real positions are those of mask[:, ::2].
     """
     mask = _all_real(x) if mask is None else mask
-    return k_max(x, mask, (x.shape[-1] + 1) // 2, mask[:, ::2].sum(1))
+    return keep_greatest(x, mask, (x.shape[-1] + 1) // 2, mask[:, ::2].sum(1))
 
 
 def halve_by_max(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -72,11 +73,11 @@ def _all_real(x: Tensor) -> Tensor:
     return torch.ones(x.shape[0], x.shape[-1], dtype=torch.bool, device=x.device)
 
 
-POOLINGS = {"mean": mean, "cls": cls, "max": max}
+POOLINGS = {"mean": pool_mean, "cls": pool_cls, "max": pool_max}
 
 
-def find_pooling(name: str):
+def find_pooling(name: str, poolings: Mapping[str, Any] = POOLINGS) -> Any:
     """The pooling of a name; ValueError for another."""
-    if name not in POOLINGS:
-        raise ValueError(f"pooling: is one of {', '.join(POOLINGS)}; got pooling={name!r}. Use pooling='mean'.")
-    return POOLINGS[name]
+    if name not in poolings:
+        raise ValueError(f"pooling: is one of {', '.join(poolings)}; got pooling={name!r}. Use pooling='max'.")
+    return poolings[name]

@@ -11,14 +11,19 @@ from torch import Tensor, nn
 from resseq.layers.convolution import ConvBlock, HalvedShortcut, PadShortcut, hide_padding
 from resseq.layers.dropout import Dropout
 from resseq.layers.linear import Conv1d, Embedding, Init, Linear
-from resseq.layers.pooling import K, find_pooling, halve_by_kmax, halve_by_max, kmax
-from resseq.layers.pooling import max as max_pooling
+from resseq.layers.pooling import Halving, K, find_pooling, halve_by_kmax, halve_by_max, pool_kmax, pool_max, pool_mean
 from resseq.layers.stages import Step, plan_steps, share_out
 from resseq.merges import branch_only
 from resseq.residual import Residual, Stack, reset_children
 from resseq.schemes import Scheme, find_scheme
 
-HALVINGS = {"kmax": halve_by_kmax, "max": halve_by_max}  # every other pooling halves by a strided convolution
+# how the length is halved (None: by a strided convolution), and how the text becomes one vector
+POOLINGS = {
+    "max": (halve_by_max, pool_max),
+    "kmax": (halve_by_kmax, pool_kmax),
+    "conv": (None, pool_max),
+    "mean": (None, pool_mean),
+}
 VDCNN_STAGES = {9: (1, 1, 1, 1), 17: (2, 2, 2, 2), 29: (5, 5, 2, 2), 49: (8, 8, 5, 3)}
 """Blocks of two convolutions in the four stages, by depth."""
 
@@ -40,18 +45,18 @@ def _plan(dim: int, depth: int, stages: int | Sequence[int]) -> list[Step]:
     return plan_steps(dim, [dim * 2**stage for stage in range(len(blocks))], blocks)
 
 
-def _shortcut(kind: str, step: Step, pooling: str, mask_stride: int, init: Init) -> nn.Module | None:
+def _shortcut(kind: str, step: Step, halving: Halving | None, mask_stride: int, init: Init) -> nn.Module | None:
     """What stands on the shortcut beside a block: nothing, unless the shape changes there."""
     if kind not in ("pad", "projection"):
         raise ValueError(f"TextConvNet: shortcut is 'pad' or 'projection'; got shortcut={kind!r}. Use 'projection'.")
     if not step.reshapes:
         return None
-    stride = 1 if pooling in HALVINGS else step.stride
+    stride = 1 if halving else step.stride
     if kind == "pad":
         widen = PadShortcut(step.dim, step.dim_out, stride)
     else:
         widen = Conv1d(step.dim, step.dim_out, 1, stride=stride, bias=False, init=init)
-    return HalvedShortcut(HALVINGS[pooling], widen, mask_stride) if pooling in HALVINGS else widen
+    return HalvedShortcut(halving, widen, mask_stride) if halving else widen
 
 
 class TextConvNet(nn.Module):
@@ -98,6 +103,7 @@ class TextConvNet(nn.Module):
     ):
         super().__init__()
         normed = find_scheme(scheme).normed
+        halving, self.pool = find_pooling(pooling, POOLINGS)
         steps = _plan(dim, depth, stages)
         *mask_strides, self.mask_stride = accumulate((step.stride for step in steps), mul, initial=1)
         blocks, shortcuts = [], []
@@ -109,13 +115,13 @@ class TextConvNet(nn.Module):
                     kernel_size=kernel_size,
                     stride=step.stride,
                     mask_stride=mask_stride,
-                    halving=HALVINGS.get(pooling),
+                    halving=halving,
                     ends_in_norm=not normed,
                     dropout=dropout,
                     init=init,
                 )
             )
-            shortcuts.append(_shortcut(shortcut, step, pooling, mask_stride, init))
+            shortcuts.append(_shortcut(shortcut, step, halving, mask_stride, init))
         self.embedding = Embedding(vocab_size, dim, init=init)
         self.token_dropout = nn.Dropout1d(token_dropout)
         self.stem = Conv1d(dim, dim, kernel_size, bias=False, init=init)
@@ -130,8 +136,6 @@ class TextConvNet(nn.Module):
             shortcuts=shortcuts,
             channel_dim=1,
         )
-        ends = {"conv": max_pooling, "kmax": kmax}
-        self.pool = ends.get(pooling) or find_pooling(pooling)
         self.dropout = Dropout(dropout)
         self.head = Linear(steps[-1].dim_out * (K if pooling == "kmax" else 1), num_classes, init=init)
 
@@ -174,7 +178,7 @@ class TextConvNet(nn.Module):
         model.embedding = Embedding(vocab_size, 16, init=init)
         model.stem = Conv1d(16, 64, 3, bias=False, init=init)
         model.stem_norm = nn.Identity()
-        model.pool = kmax
+        model.pool = pool_kmax
         model.head = nn.Sequential(
             Linear(512 * K, 2048, init=init),
             nn.ReLU(),

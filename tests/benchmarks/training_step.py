@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resseq import TextTransformer
-from resseq.layers.pooling import mean
+from resseq.layers.pooling import pool_mean
 
 VOCABULARY, CLASSES, WARM_UP = 8000, 6, 3
 SHAPES = [  # dim, depth, heads, L, B
@@ -92,7 +92,7 @@ class Classifier(nn.Module):
         self.body, self.dropout, self.head = body, nn.Dropout(dropout), nn.Linear(dim, CLASSES)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.head(self.dropout(mean(self.body(ids, mask), mask)))
+        return self.head(self.dropout(pool_mean(self.body(ids, mask), mask)))
 
 
 def build_peers(dim: int, depth: int, heads: int, length: int, dropout: float) -> dict[str, nn.Module]:
