@@ -111,6 +111,59 @@ def reset_children(module: nn.Module) -> None:
             reset()
 
 
+def _places(
+    layered: list[tuple[Callable[..., Any], ...]],
+    dim: int | Sequence[int],
+    shortcuts: Sequence[Map | None] | None,
+    norm: Norm | None,
+    activation: Callable[[], nn.Module] | None,
+    drop_path: float,
+    channel_dim: int,
+) -> list[Place]:
+    """One for each sublayer; the arguments are the stack's."""
+    count = sum(map(len, layered))
+    dims = [dim] * (count + 1) if isinstance(dim, int) else list(dim)
+    shortcuts = [None] * count if shortcuts is None else list(shortcuts)
+    if not count:
+        raise ValueError("Stack: needs at least one layer; got layers=[]. Give [(attention, feedforward), …].")
+    if len(dims) != count + 1 or len(shortcuts) != count:
+        raise ValueError(
+            f"Stack: {count} residuals need {count + 1} widths and {count} shortcuts; got dim={dim}, "
+            f"{len(shortcuts)} shortcuts. Give one width per boundary and one shortcut (or None) per residual."
+        )
+    positions = [(layer, part) for layer, group in enumerate(layered) for part in range(len(group))]
+    return [
+        Place(
+            index=index,
+            count=count,
+            layer=layer,
+            layers=len(layered),
+            part=part,
+            parts=len(layered[layer]),
+            dim=dims[index],
+            dim_out=dims[index + 1],
+            norm=norm,
+            activation=activation,
+            sublayer=layered[layer][part],
+            shortcut=shortcuts[index],
+            drop_path=drop_path * (layer + 1) / len(layered),
+            channel_dim=channel_dim,
+        )
+        for index, (layer, part) in enumerate(positions)
+    ]
+
+
+def _require_one_width(places: list[Place], scheme: str) -> None:
+    """Raise for a net whose shape changes on the way."""
+    dims = {dim for place in places for dim in (place.dim, place.dim_out)}
+    shortcuts = [place.shortcut is not None for place in places].count(True)
+    if len(dims) > 1 or shortcuts:
+        raise ValueError(
+            f"Stack: the stream of {scheme} keeps one shape; got dim={sorted(dims)}, shortcuts={shortcuts}. "
+            f"Use another scheme, such as 'pre'."
+        )
+
+
 class _Start(nn.Module):
     """A scheme's rule for starting weights, as the last part of its stack.
 
@@ -181,43 +234,10 @@ class Stack(nn.Module):
     ):
         super().__init__()
         layered = [tuple(layer) if isinstance(layer, (tuple, list)) else (layer,) for layer in layers]
-        sublayers = [sublayer for layer in layered for sublayer in layer]
-        dims = [dim] * (len(sublayers) + 1) if isinstance(dim, int) else list(dim)
-        shortcuts = [None] * len(sublayers) if shortcuts is None else list(shortcuts)
-        if not sublayers:
-            raise ValueError("Stack: needs at least one layer; got layers=[]. Give [(attention, feedforward), …].")
-        if len(dims) != len(sublayers) + 1 or len(shortcuts) != len(sublayers):
-            raise ValueError(
-                f"Stack: {len(sublayers)} residuals need {len(sublayers) + 1} widths and {len(sublayers)} shortcuts; "
-                f"got dim={dim}, {len(shortcuts)} shortcuts. Give one width per boundary and one shortcut (or None) "
-                f"per residual."
-            )
-        positions = [(layer, part) for layer, group in enumerate(layered) for part in range(len(group))]
-        places = [
-            Place(
-                index=index,
-                count=len(sublayers),
-                layer=layer,
-                layers=len(layered),
-                part=part,
-                parts=len(layered[layer]),
-                dim=dims[index],
-                dim_out=dims[index + 1],
-                norm=norm,
-                activation=activation,
-                sublayer=sublayers[index],
-                shortcut=shortcuts[index],
-                drop_path=drop_path * (layer + 1) / len(layered),
-                channel_dim=channel_dim,
-            )
-            for index, (layer, part) in enumerate(positions)
-        ]
+        places = _places(layered, dim, shortcuts, norm, activation, drop_path, channel_dim)
         recipe = find_scheme(scheme)
-        if recipe.one_width and (len(set(dims)) > 1 or any(shortcut is not None for shortcut in shortcuts)):
-            raise ValueError(
-                f"Stack: the stream of {type(recipe).__name__} keeps one shape; got dim={sorted(set(dims))}, shortcuts="
-                f"{[shortcut is not None for shortcut in shortcuts].count(True)}. Use another scheme, such as 'pre'."
-            )
+        if recipe.one_width:
+            _require_one_width(places, type(recipe).__name__)
         self.scheme = recipe
         self.open = recipe.open(places[0])
         self.residuals = nn.ModuleList(
