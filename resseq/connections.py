@@ -32,11 +32,31 @@ def _times(scale: float | Map, x: Tensor) -> Tensor:
 
 def require_factor(name: str, factor: float | Map) -> None:
     """Raise for a factor that is neither a number nor a map: a tensor is a parameter in want of a module."""
-    if not callable(factor) and not isinstance(factor, (int, float)):
+    if not isinstance(factor, (int, float)) and (not callable(factor) or isinstance(factor, type)):
         raise ValueError(
             f"Residual: {name} is a number or a module; got {name} of type {type(factor).__name__}. "
             f"Use LearnedScale(1.0), or LearnedScale(1.0, dim=d) for one factor per channel."
         )
+
+
+def require_map(name: str, given: Any) -> None:
+    """Raise for what cannot be called with a tensor: a name, a list, a class that wants its arguments first."""
+    if not callable(given) or isinstance(given, type):
+        raise ValueError(
+            f"Residual: {name} is a module or a function; got {name}={getattr(given, '__name__', repr(given))}. "
+            f"Build the module first, such as nn.LayerNorm(dim)."
+        )
+
+
+def _require_maps(**slots: Any) -> None:
+    for name, slot in slots.items():
+        if slot is not None:
+            require_map(name, slot)
+
+
+def _require_kept(name: str, slot: Any) -> None:
+    if in_place(slot):
+        raise ValueError(f"Residual: {name} must leave the stream as it is; got an in-place {name}. Use inplace=False.")
 
 
 def _require_probability(name: str, value: float) -> None:
@@ -76,8 +96,8 @@ class Connection(nn.Module):
         super().__init__()
         _require_probability("drop_path", drop_path)
         require_factor("scale", scale)
-        if in_place(pre):
-            raise ValueError("Residual: pre must leave the stream as it is; got an in-place pre. Use inplace=False.")
+        _require_maps(pre=pre, branch=branch)
+        _require_kept("pre", pre)
         self.pre, self.branch, self.scale, self.drop_path = pre, branch, scale, drop_path
 
     def set_drops(self, drop_path: float, layer_drop: float) -> None:
@@ -94,7 +114,7 @@ class Connection(nn.Module):
 
     def keeps_input(self) -> bool:
         """Whether what the sublayer reads is needed again, so that the sublayer must not overwrite it."""
-        return self.pre is None
+        return self.pre is None or isinstance(self.pre, nn.Identity)
 
     def read(self, stream: Any) -> tuple[Tensor, Any]:
         """What the sublayer reads, and what ``write`` has to be given back."""
@@ -161,6 +181,8 @@ class OneStream(Connection):
                 f"Residual: shortcut_reads is 'stream' or 'pre'; got shortcut_reads={shortcut_reads!r}. Use 'stream'."
             )
         require_factor("skip_scale", skip_scale)
+        _require_maps(shortcut=shortcut, merge=merge, post=post)
+        _require_kept("shortcut", shortcut)
         self.shortcut, self.shortcut_reads, self.skip_scale = shortcut, shortcut_reads, skip_scale
         self.merge, self.post = add if merge is None else merge, post
         self.takes_mask = getattr(shortcut, "takes_mask", False)
@@ -174,12 +196,13 @@ class OneStream(Connection):
     def _require_sum(self, name: str, drop: float) -> None:
         if drop and self.merge is not add:
             raise ValueError(
-                f"Residual: {name} needs the merge +; got {name}={drop} with merge={self.merge}. "
+                f"Residual: {name} needs the merge +; got {name}={drop} with "
+                f"merge={getattr(self.merge, '__name__', self.merge)}. "
                 f"Leave out {name}, or use another merge or scheme."
             )
 
     def keeps_input(self) -> bool:
-        return self.pre is None or isinstance(self.pre, nn.Identity) or self.shortcut_reads == "pre"
+        return super().keeps_input() or self.shortcut_reads == "pre"
 
     def read(self, stream: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = self.prepare(stream)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from resseq.merges import project
+from resseq.merges import fill, project
 
 
 class Times(nn.Module):
@@ -45,12 +45,15 @@ class Warmup(nn.Module):
 
     The step is part of the state dict, so a saved model keeps its factor. ``resseq train`` calls ``set_step`` before
     each step, the first of them being 1; a loop of your own has to do so too: until then the factor is 0.
+    Raises: ValueError for a period of less than one step.
     """
 
     step: Tensor
 
     def __init__(self, period: int):
         super().__init__()
+        if period < 1:
+            raise ValueError(f"Warmup: period is a number of steps; got period={period}. Use 1 or more.")
         self.period = period
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
 
@@ -62,7 +65,8 @@ class Warmup(nn.Module):
         self.step.fill_(step)
 
     def forward(self, y: Tensor) -> Tensor:
-        return y * (self.step / self.period).clamp(max=1.0).to(y.dtype)
+        step = self.step.to(torch.promote_types(y.dtype, torch.float32))
+        return y * (step / self.period).clamp(max=1.0).to(y.dtype)
 
     def extra_repr(self) -> str:
         return f"period={self.period}"
@@ -85,7 +89,7 @@ class LowRank(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.orthogonal_(self.down)
+        fill(self.down, nn.init.orthogonal_(torch.empty(self.down.shape)))
         nn.init.zeros_(self.up)
 
     def forward(self, x: Tensor) -> Tensor:

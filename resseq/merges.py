@@ -1,5 +1,7 @@
 """How two tensors become one: x, what came along the shortcut, and y, the branch's output."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +33,22 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 def branch_only(x: Tensor, y: Tensor) -> Tensor:
     """No connection at all: ``y``. What a network without shortcuts does; the control of every experiment."""
     return y
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least: in float16 the square of 256 is infinite."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@torch.no_grad()
+def fill(parameter: Any, values: Tensor) -> None:
+    """Give a parameter these values, also where it is sharded and so has no views to fill."""
+    values = values.to(parameter.device, parameter.dtype)
+    if hasattr(parameter, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    parameter.copy_(values)
 
 
 def along(weight: Tensor, x: Tensor, channel_dim: int) -> Tensor:
@@ -113,8 +131,9 @@ class GRUGate(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for matrix in (*self.from_branch.chunk(3), *self.from_shortcut.chunk(2), self.from_reset):
-            nn.init.xavier_uniform_(matrix)
+        bound = (3 / len(self.bias)) ** 0.5  # of each matrix; those of one parameter have no views where it is sharded
+        for matrices in (self.from_branch, self.from_shortcut, self.from_reset):
+            nn.init.uniform_(matrices, -bound, bound)
         nn.init.constant_(self.bias, self.start)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -140,13 +159,15 @@ def orthogonal(x: Tensor, y: Tensor, channel_dim: int = -1) -> Tensor:
     Raises: ValueError where the shapes differ.
     """
     require_one_shape(x, y)
-    share = (x * y).sum(channel_dim, keepdim=True) / (x.square().sum(channel_dim, keepdim=True) + 1e-6)
-    return x + y - x * share
+    a, b = wide(x), wide(y)
+    share = (a * b).sum(channel_dim, keepdim=True) / (a.square().sum(channel_dim, keepdim=True) + 1e-6)
+    return x + y - x * share.to(x.dtype)
 
 
 def unit_rms(x: Tensor, channel_dim: int = -1) -> Tensor:
     """x with a root mean square of 1 along channel_dim: a point on the sphere of radius √D; 0 stays 0."""
-    return x * (x.square().mean(channel_dim, keepdim=True) + 1e-12).rsqrt()
+    a = wide(x)
+    return (a * (a.square().mean(channel_dim, keepdim=True) + 1e-12).rsqrt()).to(x.dtype)
 
 
 class SphereStep(nn.Module):
@@ -208,7 +229,7 @@ class Delta(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         require_one_shape(x, y)
         dim = self.channel_dim
-        k = F.normalize(y, dim=dim)
+        k = F.normalize(wide(y), dim=dim).to(y.dtype)
         strength = 2 * torch.sigmoid(project(unit_rms(x, dim), self.strength, self.strength_bias, dim))
         value = project(x, self.value, self.value_bias, dim)
         return x + strength * (value - (k * x).sum(dim, keepdim=True)) * k
@@ -271,6 +292,7 @@ class LearnedScale(nn.Module):
     Source: Bachlechner et al. 2020, arXiv:2003.04887, eq. 2 (ReZero); De & Smith 2020, arXiv:2002.10444 (SkipInit);
     Touvron et al. 2021, arXiv:2103.17239, eq. 4 (LayerScale).
     Shapes: any; ``channel_dim=1`` for channels-first tensors.
+    Raises: ValueError for another number of channels than ``dim``.
 
     >>> LearnedScale(0.1, dim=8)(torch.ones(4, 8)).sum().item()  # doctest: +ELLIPSIS
     3.20...
@@ -287,7 +309,14 @@ class LearnedScale(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         weight = self.weight.to(y.dtype)
-        return y * (weight if len(weight) == 1 else along(weight, y, self.channel_dim))
+        if len(weight) == 1:
+            return y * weight
+        if y.shape[self.channel_dim] != len(weight):
+            raise ValueError(
+                f"LearnedScale: there is one factor per channel; got dim={len(weight)} for a branch of shape "
+                f"{tuple(y.shape)}. Use dim={y.shape[self.channel_dim]}."
+            )
+        return y * along(weight, y, self.channel_dim)
 
     def extra_repr(self) -> str:
         return f"start={self.start}, dim={len(self.weight)}, channel_dim={self.channel_dim}"

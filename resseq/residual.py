@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from resseq.connections import Connection, Map, OneStream, Slots, in_place
-from resseq.reversible import run_reversible
+from resseq.connections import Connection, Map, OneStream, Slots, in_place, require_map
+from resseq.reversible import may_recompute, run_reversible
 from resseq.schemes import Norm, Place, Scheme, find_scheme
 
 
@@ -31,7 +31,7 @@ class Residual(nn.Module):
         slots: those of OneStream: pre, branch, scale, drop_path, shortcut, shortcut_reads, skip_scale, merge, post.
         connection: a Connection of your own, in place of all slots.
     Raises: ValueError where branch and shortcut differ in shape (nothing is broadcast), for slots beside a connection,
-        and for a sublayer that begins with a module of inplace=True and would overwrite the stream.
+        for a slot that cannot be called, and for a sublayer that writes into the stream in place.
 
     >>> import torch
     >>> layer = Residual(nn.Linear(8, 8), pre=nn.LayerNorm(8))
@@ -41,10 +41,16 @@ class Residual(nn.Module):
 
     def __init__(self, sublayer: Callable[..., Any], *, connection: Connection | None = None, **slots: Unpack[Slots]):
         super().__init__()
+        require_map("sublayer", sublayer)
         if connection is not None and slots:
             raise ValueError(
                 f"Residual: a connection has its own slots; got connection={type(connection).__name__} beside "
                 f"{', '.join(slots)}. Give the slots to the connection."
+            )
+        if not isinstance(connection, Connection | None):
+            raise ValueError(
+                f"Residual: connection is a Connection; got connection={connection!r}. "
+                f"Give the slots themselves, such as pre=nn.LayerNorm(dim), or scheme= to a Stack."
             )
         self.sublayer = sublayer
         self.keywords = _keywords(sublayer)
@@ -62,13 +68,41 @@ class Residual(nn.Module):
 
     def forward(self, stream: Any, *args: Any, **kwargs: Any) -> Any:
         connection, sublayer = self.connection, self.sublayer
-        x, carry = connection.read(stream, **{"mask": kwargs.get("mask")} if connection.takes_mask else {})
-        if isinstance(sublayer, nn.MultiheadAttention):
+        x, carry = connection.read(stream, **{"mask": _mask_of(args, kwargs)} if connection.takes_mask else {})
+        if isinstance(_uncompiled(sublayer), nn.MultiheadAttention):
             args, kwargs = _attention_arguments(x, *args, **kwargs)
+        version = _version(x)
         y = sublayer(x, *args, **kwargs)
+        if _version(x) != version and (x is stream or x is carry):
+            raise _overwritten(sublayer)
         if type(y) is tuple:
             return connection.write(stream, y[0], carry), *y[1:]
         return connection.write(stream, y, carry)
+
+
+def _version(x: Any) -> int | None:
+    """How often a tensor has been written into, where torch counts it."""
+    return None if torch.compiler.is_compiling() or x.is_inference() else x._version
+
+
+def _overwritten(sublayer: Any) -> ValueError:
+    return ValueError(
+        f"Residual: the sublayer must leave the stream as it is; got "
+        f"{getattr(sublayer, '__name__', type(sublayer).__name__)}, which writes into its input. "
+        f"Use operations that are not in place, or pre=."
+    )
+
+
+def _uncompiled(sublayer: Any) -> Any:
+    """What torch.compile was given, whose type and signature count."""
+    return getattr(sublayer, "_orig_mod", sublayer)
+
+
+def _mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The mask that the shortcut reads as well."""
+    if args and "mask" not in kwargs:
+        raise ValueError("Residual: the shortcut reads the mask too; got arguments without a name. Write mask=mask.")
+    return kwargs.get("mask")
 
 
 def _attention_arguments(
@@ -85,6 +119,7 @@ def _attention_arguments(
 
 def _keywords(sublayer: Any) -> set[str] | None:
     """The keywords that a sublayer takes beside its input; None if it takes any."""
+    sublayer = _uncompiled(sublayer)
     if isinstance(sublayer, Residual):
         return sublayer.keywords
     if isinstance(sublayer, Stack) and type(sublayer).forward is Stack.forward:
@@ -121,8 +156,15 @@ def _places(
     channel_dim: int,
 ) -> list[Place]:
     """One for each sublayer; the arguments are the stack's."""
+    for name, given in (("norm", norm), ("activation", activation)):
+        if isinstance(given, nn.Module):
+            kind = type(given).__name__
+            raise ValueError(
+                f"Stack: {name} builds one module for each residual; got {name}={given}. Use {name}=nn.{kind}, or a "
+                f"function that returns one."
+            )
     count = sum(map(len, layered))
-    dims = [dim] * (count + 1) if isinstance(dim, int) else list(dim)
+    dims = list(dim) if isinstance(dim, Iterable) else [int(dim)] * (count + 1)
     shortcuts = [None] * count if shortcuts is None else list(shortcuts)
     if not count:
         raise ValueError("Stack: needs at least one layer; got layers=[]. Give [(attention, feedforward), …].")
@@ -233,7 +275,7 @@ class Stack(nn.Module):
         activation_checkpointing: bool = False,
     ):
         super().__init__()
-        layered = [tuple(layer) if isinstance(layer, (tuple, list)) else (layer,) for layer in layers]
+        layered = [tuple(layer) if isinstance(layer, (tuple, list, nn.ModuleList)) else (layer,) for layer in layers]
         places = _places(layered, dim, shortcuts, norm, activation, drop_path, channel_dim)
         recipe = find_scheme(scheme)
         if recipe.one_width:
@@ -273,10 +315,11 @@ class Stack(nn.Module):
         for name in kwargs if caches is None else [*kwargs, "cache"]:
             if not any(residual.keywords is None or name in residual.keywords for residual in residuals):
                 known = sorted({name for residual in residuals for name in residual.keywords or ()})
-                raise ValueError(f"Stack: no sublayer takes {name}=; got {name}. Use one of {', '.join(known)}.")
+                use = f"Use one of {', '.join(known)}." if known else "Leave it out: they take no keyword."
+                raise ValueError(f"Stack: no sublayer takes {name}=; got {name}. {use}")
         stream, rests = self.open(x), []
         learning = self.training and torch.is_grad_enabled() and caches is None
-        if self.scheme.recompute and learning and not torch.compiler.is_compiling():
+        if self.scheme.recompute and learning and may_recompute(residuals):
             keywords = [residual.takes(kwargs) for residual in residuals]
             return self.close(run_reversible(residuals, stream, args, keywords))
         for i, residual in enumerate(residuals):

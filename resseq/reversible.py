@@ -10,16 +10,24 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 
+def may_recompute(residuals: Sequence[nn.Module]) -> bool:
+    """Whether this can be done here: not while compiling or under torch.func, nor with residuals sharded one by one."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return not any(hasattr(p, "device_mesh") for residual in residuals for p in residual.parameters())
+
+
 def run_reversible(residuals: Sequence[nn.Module], stream: Any, args: Any, keywords: Sequence[dict[str, Any]]) -> Any:
     """The stream after all residuals; for the backward, of all streams only this last one is kept.
 
     Each residual's connection has ``known_before(after)``, a stream whose known part the sublayer reads and to which
     its branch is added, and ``inverse(after, again)``. Gradients reach the stream, every tensor among the arguments,
     and the parameters; random numbers and autocast are in the backward as they were. Beside the stream, the state of
-    the random number generator is kept for each residual (5 kB). Parameters have to be the same in the backward.
+    the random number generator is kept for each residual (5 kB).
 
     Source: Gomez et al. 2017, arXiv:1707.04585; for Transformers: Kitaev et al. 2020, arXiv:2001.04451, section 3.
-    Raises: ValueError for a sublayer that returns a tuple: what it hands back would have no gradient.
+    Raises: ValueError for a sublayer that returns a tuple: what it hands back would have no gradient; RuntimeError in
+        the backward where the residuals have other parameters by then.
     """
     tensors, rest = pytree.tree_flatten((args, list(keywords)))
     kept = [i for i, leaf in enumerate(tensors) if isinstance(leaf, Tensor)]
@@ -43,6 +51,7 @@ class _Run(torch.autograd.Function):
         stream, leaves = kind(*inputs[:width]), inputs[width : width + count]
         args, keywords = arguments(leaves)
         ctx.residuals, ctx.kind, ctx.width, ctx.arguments = residuals, kind, width, arguments
+        ctx.parameters = inputs[width + count :]
         ctx.surroundings = []
         for residual, given in zip(residuals, keywords, strict=True):
             ctx.surroundings.append(_surroundings(stream[0]))
@@ -59,6 +68,12 @@ class _Run(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any):
         saved, width = ctx.saved_tensors, ctx.width
+        now = (p for residual in ctx.residuals for p in residual.parameters())
+        if any(p is not then for p, then in zip(now, ctx.parameters, strict=True)):
+            raise RuntimeError(
+                "Scheme 'reversible': the backward pass runs the residuals again and needs the parameters of the "
+                "forward pass; got others. Call backward inside functional_call, or use Reversible(recompute=False)."
+            )
         stream, leaves = ctx.kind(*saved[:width]), saved[width:]
         wanted = ctx.needs_input_grad[5 + width : 5 + width + len(leaves)]
         leaves = [leaf.detach().requires_grad_(needs) for leaf, needs in zip(leaves, wanted, strict=True)]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resseq.connections import Connection, Map
-from resseq.merges import add, along, project, require_one_shape
+from resseq.merges import add, along, fill, project, require_one_shape, wide
 
 
 class Closing(nn.Module):
@@ -68,10 +68,10 @@ class HyperMixing(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.read)
-        nn.init.constant_(self.read[self.first], 1.0)
+        eye = torch.eye(len(self.read))
+        fill(self.read, eye[self.first])
         nn.init.ones_(self.write)
-        nn.init.eye_(self.mix)
+        fill(self.mix, eye)
         if self.dynamic:
             self.norm.reset_parameters()
             nn.init.zeros_(self.weight)
@@ -125,11 +125,10 @@ class ManifoldMixing(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.read, -8.0)
-        nn.init.constant_(self.read[self.first], 8.0)
+        eye = torch.eye(len(self.read))
+        fill(self.read, 16.0 * eye[self.first] - 8.0)
         nn.init.zeros_(self.write)
-        nn.init.constant_(self.mix, -8.0)
-        nn.init.zeros_(self.mix.diagonal())
+        fill(self.mix, 8.0 * eye - 8.0)
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.scale, 0.01)
 
@@ -211,8 +210,7 @@ class DepthWeights(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.weight[-1], 1.0)
+        fill(self.weight, torch.eye(len(self.weight))[-1])
 
     def forward(self, outputs: Sequence[Tensor]) -> Tensor:
         return weighted_sum(self.weight.to(outputs[0].dtype).unbind(), outputs)
@@ -273,10 +271,10 @@ class AttendOverDepth(nn.Module):
     def forward(self, stream: Sources) -> Tensor:
         values = stream.complete if stream.current is None else (*stream.complete, stream.current)
         first, dim = values[0], self.channel_dim
-        query = along(self.weight, first, dim).to(first.dtype)
+        query = wide(along(self.weight, first, dim))
         scores = [
-            (value * query).sum(dim, keepdim=True) * (value.square().mean(dim, keepdim=True) + 1e-6).rsqrt()
-            for value in values
+            (v * query).sum(dim, keepdim=True) * (v.square().mean(dim, keepdim=True) + 1e-6).rsqrt()
+            for v in map(wide, values)
         ]
         return weighted_sum(torch.stack(scores).softmax(0).to(first.dtype).unbind(), values)
 
@@ -335,7 +333,7 @@ class SideBySide(nn.Module):
 
     def forward(self, stream: Concatenated) -> Tensor:
         x = torch.cat(stream.outputs, self.channel_dim)
-        return self.down(x if self.norm is None else self.norm(x))
+        return self.down(x if self.norm is None else self.norm(x)).to(x.dtype)
 
 
 class _Down(nn.Module):

@@ -91,14 +91,14 @@ class TransformerEncoder(Stack):
         self.value_residual, self.pack = value_residual, pack
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        if mask is None or not self.packs(mask):
+        if mask is None or mask.shape != x.shape[:2] or not self.packs(mask):
             return super().forward(x, mask=mask, **{"values": []} if self.value_residual else {})
         packing = Packing.of(mask)
         return unpack(super().forward(pack(x, packing), packing=packing), packing)
 
     def packs(self, mask: Tensor) -> bool:
         """Whether a batch with this mask runs without its padding."""
-        if not self.pack or self.value_residual or mask.device.type != "cpu" or torch.compiler.is_compiling():
+        if not self.pack or self.value_residual or mask.device.type != "cpu" or not mask.numel() or _traced():
             return False
         if self.training and any(getattr(part, "drop_path", 0.0) for part in self.modules()):
             return False  # whole texts are dropped, and a packed batch does not show them
@@ -112,6 +112,12 @@ class TransformerEncoder(Stack):
             and all(_is_ours(part) or type(part) in BY_TOKEN for part in self.modules())
             and not any(part._forward_hooks or part._forward_pre_hooks for part in self.modules())
         )
+
+
+def _traced() -> bool:
+    """Whether what is decided now would be decided for other batches too."""
+    functions = torch._C._are_functorch_transforms_active()
+    return functions or torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _is_ours(part: object) -> bool:
@@ -130,7 +136,7 @@ class TransformerDecoder(Stack):
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.1.
     Shapes: x (B, L, D), memory (B, S, D), mask (B, L) and memory_mask (B, S) True = real token -> (B, L, D); with
         caches (Tensor, caches).
-    Args: those of TransformerEncoder but value_residual.
+    Args: those of TransformerEncoder but value_residual, pack and activation_checkpointing.
 
     >>> import torch
     >>> decoder, x, memory = TransformerDecoder(dim=8, depth=2, heads=2), torch.randn(2, 5, 8), torch.randn(2, 3, 8)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from resseq import Stack
+from resseq import SCHEMES, Stack
 from resseq.factors import LowRank, Shift, Times, Warmup
 from resseq.layers.attention import SelfAttention
 from resseq.layers.feedforward import FeedForward
@@ -76,3 +76,9 @@ def test_inner_norm_stands_before_the_last_matrix(activation):
         sublayer(x)
         assert seen[-1].mean(-1).abs().max() < 1e-5
         torch.testing.assert_close(seen[-1].var(-1, unbiased=False), torch.ones(2, 5), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["branchnorm", "prores"])
+def test_a_warmup_of_no_step_is_refused(name):
+    with pytest.raises(ValueError, match="period is a number of steps; got period=0. Use 1 or more"):
+        Stack([nn.Tanh()], dim=4, scheme=SCHEMES[name](0))

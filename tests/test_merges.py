@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from resseq import Concat, GRUGate, Highway, LearnedScale
+from resseq import Concat, GRUGate, Highway, LearnedScale, Stack
 from resseq.merges import add, branch_only, drop_path
 
 D = 6
@@ -180,3 +182,16 @@ def test_drop_path_of_everything_has_a_gradient_of_zero():
     drop_path(y, 1.0).sum().backward()
     assert torch.equal(y.grad, torch.zeros_like(y))
     assert torch.equal(drop_path(y, 1.0), torch.zeros_like(y))
+
+
+@pytest.mark.parametrize("name", ["ngpt", "orthogonal", "delta", "attnres"])
+def test_half_precision_neither_overflows_nor_divides_by_zero(name):
+    stack = Stack([nn.Tanh()] * 2, dim=D, scheme=name, norm=None)
+    half = copy.deepcopy(stack).half()
+    x = torch.full((2, D), 300.0) + torch.randn(2, D)
+    torch.testing.assert_close(half(x.half()).float(), stack(x), rtol=0, atol=0.5)  # 2^-11 of 300 is 0.15
+    zero = torch.zeros(2, D, dtype=torch.half, requires_grad=True)
+    out = half(zero)
+    assert torch.isfinite(out).all()
+    if name != "ngpt":  # whose slope at 0 is 10^6
+        assert torch.isfinite(torch.autograd.grad(out.float().sum(), zero)[0]).all()

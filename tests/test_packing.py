@@ -128,3 +128,22 @@ def test_attention_with_dropout_is_torch_s_attention_where_nothing_is_dropped():
     torch.testing.assert_close(attention(x), plain(x))
     loss = F.mse_loss(attention(x, mask), torch.zeros_like(x))
     assert torch.autograd.grad(loss, attention.qkv.weight)[0].abs().sum() > 0
+
+
+def test_a_mask_of_another_shape_is_left_to_the_padded_run():
+    for packs in (False, True):
+        encoder = TransformerEncoder(8, 2, 2, pack=packs).eval()
+        x, mask = torch.randn(4, 10, 8), torch.arange(10)[None] < 4
+        assert encoder(x, mask).shape == (4, 10, 8)  # one mask for all texts
+        with pytest.raises(RuntimeError):
+            encoder(x, torch.arange(8)[None] < torch.full((4, 1), 4))
+        assert encoder(x[:0], mask[:0]).shape == (0, 10, 8)
+
+
+def test_tracing_and_vmap_see_the_padded_batch():
+    net, ids = model().eval(), torch.randint(100, MASK.shape)
+    assert net.encoder.packs(MASK)
+    traced, full = torch.jit.trace(net, (ids, MASK)), torch.ones_like(MASK)
+    torch.testing.assert_close(traced(ids, full), net(ids, full), atol=1e-5, rtol=1e-5)
+    each = torch.func.vmap(lambda ids, mask: net(ids[None], mask[None])[0])(ids, MASK)
+    torch.testing.assert_close(each, net(ids, MASK), atol=1e-5, rtol=1e-5)

@@ -318,3 +318,64 @@ def test_inductor_compiles_it_too():
     torch.testing.assert_close(out, expected)
     ours, theirs = (torch.autograd.grad(z.square().sum(), x)[0] for z in (out, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sublayer_that_writes_into_the_stream_is_refused_when_it_does():
+    class Hidden(nn.Module):
+        def forward(self, x):
+            return F.relu(x, inplace=True)
+
+    for layer in (Residual(lambda x: x.mul_(2)), Residual(Hidden()), Residual(Hidden(), pre=nn.Identity())):
+        with pytest.raises(ValueError, match="which writes into its input. Use operations that are not in place"):
+            layer(torch.randn(2, D))
+    x = torch.randn(2, D)
+    kept = x.clone()
+    torch.testing.assert_close(Residual(Hidden(), pre=ln())(x), x + F.relu(F.layer_norm(x, [D])))
+    assert torch.equal(x, kept)
+    with torch.inference_mode():  # nothing is counted there
+        assert torch.equal(Residual(torch.exp)(torch.zeros(2)), torch.ones(2))
+    with pytest.raises(ValueError, match="shortcut must leave the stream as it is"):
+        Residual(nn.Linear(D, D), shortcut=nn.ReLU(inplace=True))
+
+
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        ({"pre": nn.LayerNorm}, "pre is a module or a function; got pre=LayerNorm. Build the module first"),
+        ({"post": "layernorm"}, "post is a module or a function; got post='layernorm'"),
+        ({"merge": "highway"}, "merge is a module or a function; got merge='highway'"),
+        ({"scale": LearnedScale}, "scale is a number or a module; got scale of type type"),
+        ({"connection": "pre"}, "connection is a Connection; got connection='pre'"),
+    ],
+)
+def test_a_slot_of_the_wrong_kind_is_refused_at_once(slots, message):
+    with pytest.raises(ValueError, match=message):
+        Residual(nn.Linear(D, D), **slots)
+    with pytest.raises(ValueError, match="sublayer is a module or a function; got sublayer=Linear"):
+        Residual(nn.Linear, **slots)
+
+
+def test_a_shortcut_that_takes_the_mask_wants_it_by_name():
+    class Shortcut(nn.Module):
+        takes_mask = True
+
+        def forward(self, x, mask):
+            return x * mask
+
+    layer, x, mask = Residual(lambda x, mask: x, shortcut=Shortcut()), torch.randn(3, 2), torch.tensor([1.0, 0.0])
+    torch.testing.assert_close(layer(x, mask=mask), x + x * mask)
+    with pytest.raises(ValueError, match="Write mask=mask"):
+        layer(x, mask)
+
+
+def test_a_learned_scale_is_not_broadcast():
+    with pytest.raises(ValueError, match=r"got dim=6 for a branch of shape \(2, 1\). Use dim=1"):
+        Residual(nn.Linear(D, 1), scale=LearnedScale(1.0, dim=D))(torch.randn(2, D))
+
+
+def test_compiled_attention_is_attention():
+    torch._dynamo.reset()
+    attention = nn.MultiheadAttention(D, 2, batch_first=True)
+    compiled = Residual(torch.compile(attention, backend="eager"))
+    x, mask = torch.randn(2, 4, D), torch.arange(4) < torch.tensor([[4], [2]])
+    torch.testing.assert_close(compiled(x, mask=mask)[0], Residual(attention)(x, mask=mask)[0])

@@ -10,6 +10,8 @@ from torch.utils import _pytree as pytree
 
 from resseq import SCHEMES, Residual, Stack, TransformerEncoder
 from resseq.connections import OneStream
+from resseq.layers.feedforward import FeedForward
+from resseq.residual import reset_children
 from resseq.schemes import HighwayGates, LayerScale, Scheme
 from resseq.schemes.norms import Keel, NormFormer
 from resseq.schemes.scales import CompleteP, DepthMup
@@ -574,3 +576,24 @@ def test_channels_first_is_channels_last_transposed(name):
     first.load_state_dict(last.state_dict())
     x = torch.randn(2, 5, D)
     torch.testing.assert_close(first(x.transpose(1, 2)), last(x).transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", ["subln", "fixup", "deepnorm", "tfixup"])
+def test_a_sublayer_in_several_places_starts_once(name):
+    def size(*sublayers):
+        torch.manual_seed(0)
+        for sublayer in sublayers:
+            reset_children(sublayer)
+        return Stack(sublayers, dim=D, scheme=name).residuals[0].sublayer.into.weight.std()
+
+    shared = FeedForward(D)
+    torch.testing.assert_close(
+        size(shared, shared, shared, shared), size(*(FeedForward(D) for _ in range(4))), rtol=0.3, atol=0
+    )
+
+
+def test_a_calibration_that_fails_leaves_the_stack_usable():
+    net = stack("admin")
+    with pytest.raises(RuntimeError):
+        net.calibrate(torch.randn(2, D + 1))
+    assert net(torch.randn(2, D)).shape == (2, D)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from resseq import Residual, Stack
+from resseq import SCHEMES, Residual, Stack
 
 D = 6
 
@@ -76,6 +76,10 @@ def test_positional_arguments_go_to_all():
     [
         ([], {"dim": D}, "at least one layer"),
         ([nn.Tanh()], {"dim": [D]}, "1 residuals need 2 widths"),
+        ([nn.Tanh()], {"dim": D, "norm": nn.LayerNorm(D)}, "norm builds one module for each residual; got norm=Layer"),
+        ([nn.Tanh()], {"dim": D, "activation": nn.ReLU()}, "Use activation=nn.ReLU, or a function"),
+        ([nn.Tanh()], {"dim": D, "scheme": SCHEMES["pre"]}, r"got scheme=<class .*Write Pre\(\)"),
+        ([nn.Tanh()], {"dim": D, "scheme": "POST"}, "Did you mean 'post'"),
         ([nn.Tanh()], {"dim": D, "shortcuts": []}, "1 residuals need 2 widths and 1 shortcuts"),
     ],
 )
@@ -106,3 +110,16 @@ def test_two_threads_share_a_stack():
     with ThreadPoolExecutor(4) as pool:
         for ours, theirs in zip(pool.map(net, inputs), expected, strict=True):
             torch.testing.assert_close(ours[0], theirs)
+
+
+def test_compiled_sublayers_get_the_keywords_that_they_take():
+    torch._dynamo.reset()
+    plain, masked = nn.Linear(D, D), Masked()
+    net = Stack([torch.compile(masked, backend="eager"), torch.compile(plain, backend="eager")], dim=D)
+    x, mask = torch.randn(2, D), torch.tensor([True, False])
+    torch.testing.assert_close(net(x, mask=mask), Stack([masked, plain], dim=D)(x, mask=mask))
+
+
+def test_a_module_list_is_a_layer():
+    layers = [nn.ModuleList([nn.Linear(D, D), nn.Tanh()]), nn.Tanh()]
+    assert len(Stack(layers, dim=D).residuals) == 3

@@ -408,3 +408,24 @@ def test_a_stack_used_twice_and_copied_remembers_nothing():
     torch.testing.assert_close(copy.deepcopy(net)(x), first)
     assert HyperMixing(D, 4, 1, dynamic=False).state_dict().keys() == {"read", "write", "mix"}
     assert set(EQUATIONS) < set(SCHEMES)
+
+
+def test_reversible_wants_the_parameters_of_the_forward_pass():
+    net, x = Stack([nn.Linear(D, D)] * 2, dim=D, scheme="reversible"), torch.randn(2, D)
+    others = {name: (p + 1).detach().requires_grad_() for name, p in net.named_parameters()}
+    out = torch.func.functional_call(net, others, (x,))
+    with pytest.raises(RuntimeError, match="needs the parameters of the forward pass; got others"):
+        out.sum().backward()
+
+    def loss(parameters, x):
+        return torch.func.functional_call(net, parameters, (x,)).square().sum()
+
+    with torch.no_grad():
+        values = {name: p + 1 for name, p in net.named_parameters()}
+    ours = torch.func.grad(loss)(values, x)  # stores the activations
+    stored = Stack([nn.Linear(D, D)] * 2, dim=D, scheme=Reversible(recompute=False))
+    expected = torch.func.grad(lambda parameters: torch.func.functional_call(stored, parameters, (x,)).square().sum())(
+        values
+    )
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, expected[name])

@@ -79,6 +79,11 @@ class Attention(nn.Module):
         init: Init = "xavier",
     ):
         super().__init__()
+        if heads < 1 or not 0.0 <= attention_dropout <= 1.0:
+            raise ValueError(
+                f"{type(self).__name__}: heads is 1 or more and attention_dropout a probability; got heads={heads}, "
+                f"attention_dropout={attention_dropout}. Use heads=4, attention_dropout=0.1."
+            )
         if dim % heads:
             near = f"dim={dim // heads * heads} or {(dim // heads + 1) * heads}" if dim > heads else f"dim={heads}"
             raise ValueError(

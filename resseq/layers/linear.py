@@ -11,16 +11,18 @@ Init = Literal["xavier", "torch", "normal"]
 def start(weight: Tensor, bias: Tensor | None, init: Init, parts: int = 1) -> None:
     """Fill a projection with its starting weights.
 
-    "xavier": ``U(−a, a)``, ``a = √(6/(fan_in + fan_out))``, zero biases; a weight that holds several matrices is
-    filled one by one. "normal": ``N(0, 0.02²)``, zero biases, BERT's. "torch": torch's default, ``U(−b, b)``,
+    "xavier": ``U(−a, a)``, ``a = √(6/(fan_in + fan_out))``, zero biases; of a weight that holds several matrices,
+    the fans are those of one. "normal": ``N(0, 0.02²)``, zero biases, BERT's. "torch": torch's default, ``U(−b, b)``,
     ``b = 1/√fan_in`` for weights and biases.
 
     Source: Glorot & Bengio 2010, eq. 16; Devlin et al. 2018, arXiv:1810.04805.
     Raises: ValueError for another name.
     """
+    fan_in = math.prod(weight.shape[1:])
     if init == "xavier":
-        for part in weight.chunk(parts):
-            nn.init.xavier_uniform_(part)
+        fan_out = weight.numel() // weight.shape[1] // parts
+        bound = math.sqrt(3) * math.sqrt(2 / (fan_in + fan_out))
+        nn.init.uniform_(weight, -bound, bound)  # all parts at once: a sharded weight has no views
     elif init == "normal":
         nn.init.normal_(weight, std=0.02)
     elif init == "torch":
@@ -28,7 +30,7 @@ def start(weight: Tensor, bias: Tensor | None, init: Init, parts: int = 1) -> No
     else:
         raise ValueError(f"init: is 'xavier', 'torch' or 'normal'; got init={init!r}. Use init='xavier'.")
     if bias is not None and init == "torch":
-        bound = 1 / math.sqrt(weight[0].numel())
+        bound = 1 / math.sqrt(fan_in)
         nn.init.uniform_(bias, -bound, bound)
     elif bias is not None:
         nn.init.zeros_(bias)

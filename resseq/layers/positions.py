@@ -44,6 +44,7 @@ class SinusoidalPositions(nn.Module):
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, sections 3.4 and 3.5.
     Shapes: (B, L, D), start the position of the first token -> (B, L, D), D even.
+    Raises: ValueError for an odd D.
 
     >>> SinusoidalPositions()(torch.zeros(1, 2, 4))[0, 0].tolist()
     [0.0, 1.0, 0.0, 1.0]
@@ -54,6 +55,10 @@ class SinusoidalPositions(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        if x.shape[2] % 2:
+            raise ValueError(
+                f"SinusoidalPositions: the width must be even; got dim={x.shape[2]}. Use dim={x.shape[2] + 1}."
+            )
         angles = _angles(start, x.shape[1], x.shape[2], x.device)
         return self.scale * x + torch.stack([angles.sin(), angles.cos()], -1).flatten(-2).to(x.dtype)
 

@@ -95,8 +95,10 @@ def find_scheme(scheme: str | Scheme) -> Scheme:
     if isinstance(scheme, Scheme):
         return scheme
     if scheme not in SCHEMES:
-        close = difflib.get_close_matches(str(scheme), SCHEMES, 1)
+        close = difflib.get_close_matches(str(scheme).lower(), SCHEMES, 1, cutoff=0.7)
         hint = f"Did you mean {close[0]!r}? " if close else ""
+        if isinstance(scheme, type):
+            hint = f"Write {scheme.__name__}(). "
         raise ValueError(
             f"Stack: scheme is a name or an instance of a Scheme; got scheme={scheme!r}. {hint}"
             f"Use one of {', '.join(SCHEMES)}."

@@ -1,6 +1,6 @@
 """What a scheme is: a connection for each place, how the stream opens and closes, how weights start."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,16 +106,31 @@ NOT_SCALED = ("query", "key")  # they set how sharply attention looks, not how l
 
 def start_xavier(residuals: Sequence[Any], scheme: str, gain: float) -> None:
     """Every weight Xavier uniform, all but query and key with this gain."""
-    for residual in residuals:
-        for role, weight in weights_of(residual.sublayer, scheme):
+    for weights in weights_of_each(residuals, scheme):
+        for role, weight in weights:
             nn.init.xavier_uniform_(weight, gain=1.0 if role in NOT_SCALED else gain)
 
 
+def weights_of_each(residuals: Sequence[Any], scheme: str) -> Iterator[list[tuple[str, Tensor]]]:
+    """The weights of each sublayer, once for one that stands in several places."""
+    for sublayer in {id(residual.sublayer): residual.sublayer for residual in residuals}.values():
+        yield weights_of(sublayer, scheme)
+
+
 def weights_of(sublayer: Any, scheme: str) -> list[tuple[str, Tensor]]:
-    """The (role, tensor) pairs of a sublayer, in order of application; fused matrices as views."""
+    """The (role, tensor) pairs of a sublayer, in order of application; fused matrices as views.
+
+    Raises: ValueError for a sublayer without weights(), and for sharded ones: their parts are copies, not views.
+    """
     if not hasattr(sublayer, "weights"):
         raise ValueError(
             f"Scheme {scheme!r}: sets the starting weights by role; got a {type(sublayer).__name__} without weights(). "
             f"Give it a method weights() -> [(role, tensor), …] with roles such as query, key, value, in, out."
         )
-    return sublayer.weights()
+    weights = sublayer.weights()
+    if any(hasattr(weight, "device_mesh") for _, weight in weights):
+        raise ValueError(
+            f"Scheme {scheme!r}: sets the starting weights of whole matrices; got a sharded {type(sublayer).__name__}. "
+            f"Call reset_parameters before fully_shard."
+        )
+    return weights

@@ -10,7 +10,7 @@ from torch import nn
 from resseq.connections import Connection, OneStream
 from resseq.factors import Times
 from resseq.merges import LearnedScale, branch_only
-from resseq.schemes.base import NOT_SCALED, EndsInNorm, Norm, Place, Scheme, weights_of
+from resseq.schemes.base import NOT_SCALED, EndsInNorm, Norm, Place, Scheme, weights_of_each
 
 
 class Plain(Scheme):
@@ -190,8 +190,8 @@ class SubLN(Pre):
     @torch.no_grad()
     def start(self, residuals: Sequence[Any]) -> None:
         gain = math.log(max(2, len(residuals))) ** 0.5  # one residual alone would start at 0
-        for residual in residuals:
-            for role, weight in weights_of(residual.sublayer, "subln"):
+        for weights in weights_of_each(residuals, "subln"):
+            for role, weight in weights:
                 if role not in NOT_SCALED:
                     weight.mul_(gain)
 

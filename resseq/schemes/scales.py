@@ -15,7 +15,8 @@ from resseq.schemes.base import EndsInNorm, Place, Scheme, start_xavier
 class ReZero(Scheme):
     """A learned factor on the branch that starts at 0, and no norm.
 
-    ``S(x) + λF(x)``; λ = 0, one for each layer, shared by its residuals.
+    ``S(x) + λF(x)``; λ = 0, one for each layer, shared by its residuals. A parameter that is shared cannot be sharded
+    residual by residual: with FSDP, ``fully_shard`` the whole stack, or use skipinit.
 
     Source: Bachlechner et al. 2020, arXiv:2003.04887, eq. 2 and section 5.
     """
@@ -128,9 +129,11 @@ class Admin(Scheme):
 
         for residual in stack.residuals:
             residual.connection.merge = profiled(residual.connection.skip_scale.weight)
-        stack.forward(*args, **kwargs)
-        for residual in stack.residuals:
-            residual.connection.merge = add
+        try:
+            stack.forward(*args, **kwargs)
+        finally:
+            for residual in stack.residuals:
+                residual.connection.merge = add
 
 
 class BranchNorm(Scheme):

@@ -9,7 +9,7 @@ from torch import nn
 from resseq.connections import Connection, OneStream
 from resseq.factors import Shift
 from resseq.merges import LearnedScale
-from resseq.schemes.base import NOT_SCALED, Place, Scheme, start_xavier, weights_of
+from resseq.schemes.base import NOT_SCALED, Place, Scheme, start_xavier, weights_of_each
 
 
 class Fixup(Scheme):
@@ -32,8 +32,7 @@ class Fixup(Scheme):
 
     @torch.no_grad()
     def start(self, residuals: Sequence[Any]) -> None:
-        for residual in residuals:
-            named = weights_of(residual.sublayer, "fixup")
+        for named in weights_of_each(residuals, "fixup"):
             *others, last = [weight for role, weight in named if role not in NOT_SCALED]
             for weight in others:
                 weight.mul_(len(residuals) ** (-1 / (2 * len(others))))  # 2m − 2 = 2 · others

@@ -186,7 +186,8 @@ class Reversible(_OneWidth):
     the input.
 
     In training, memory for activations does not grow with depth, for a third more time; BatchNorm inside would take
-    each batch twice, and a sublayer that returns a tuple is refused. torch.compile and export store as usual.
+    each batch twice, and a sublayer that returns a tuple is refused. torch.compile, export and torch.func store as
+    usual, and so do residuals that ``fully_shard`` takes one by one.
 
     Source: Gomez et al. 2017, arXiv:1707.04585; for Transformers: Kitaev et al. 2020, arXiv:2001.04451, section 3.
     Args:
