@@ -208,6 +208,15 @@ def build_model(options: ModelOptions, num_classes: int, **shape: Any) -> "nn.Mo
     return MODELS[options.model](num_classes=num_classes, **arguments)
 
 
+def spell_out(options: TrainOptions) -> TrainOptions:
+    """The same with the model's defaults in place of None: what a run was is not to change with the defaults."""
+    from resseq.models import arguments_of
+
+    known = {name: each.default for name, each in arguments_of(options.model).items() if each.default is not each.empty}
+    unsaid = (each.name for each in fields(ModelOptions) if getattr(options, each.name) is None)
+    return replace(options, **{name: known[name] for name in unsaid if name in known})
+
+
 def check_model(options: TrainOptions, checkpoint: dict[str, Any] | None = None) -> None:
     """Raise a ValueError for what is wrong with the model, before any data is read."""
     import torch
@@ -235,6 +244,7 @@ def train_with(options: TrainOptions, corpus: "Corpus | None" = None) -> dict[st
     from resseq.data import data_options, prepare
     from resseq.training.checkpoint import claim
 
+    options = spell_out(replace(options, output_dir=str(options.folder)))
     with claim(options.folder):
         finished = _earlier(options)
         if finished is not None:
@@ -696,7 +706,7 @@ seed {options.seed}, {result["steps"]:,} steps in {result["seconds"]:.0f} s.
 def _origin(options: TrainOptions) -> str:
     if options.fine_tunes:
         return f"fine-tuned from `{Path(options.model).name}`"
-    return f"trained from scratch as `--model {options.model} --scheme {options.scheme or '(default)'}`"
+    return f"trained from scratch as `--model {options.model} --scheme {options.scheme}`"
 
 
 def _input_card(options: TrainOptions, reader: Any) -> str:

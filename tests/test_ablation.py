@@ -17,7 +17,7 @@ import tyro
 
 import resseq
 from resseq.ablation import engines, runner, start
-from resseq.ablation.cell import chance_loss, claim, read_record, run_cell
+from resseq.ablation.cell import chance_loss, claim, judge, read_record, run_cell
 from resseq.ablation.grid import AblateOptions, as_options, cells_of
 from resseq.ablation.plan import plan
 from resseq.classification import TrainOptions, build_model
@@ -579,3 +579,30 @@ def test_the_start_is_measured_whatever_the_stream_is(scheme, data, corpus):
     (cell,) = cells_of(as_options(data=data, **{**SMALL, "schemes": (scheme,), "depths": (2,)}))
     measured = start.measure_start(cell.options, corpus)
     assert all(value is not None and value > 0 for value in measured.values()), measured
+
+
+@pytest.mark.parametrize(
+    ("losses", "end", "status"),
+    [
+        ([2.0, 1.9, 1.99], 1.99, "stuck"),
+        ([2.0, 1.9, 1.7], 1.7, "finished"),  # slow, but it learns
+        ([2.0, 0.9, 0.3], 0.3, "finished"),
+        ([2.0, 0.9, 9.0, 0.5], 0.5, "unstable"),  # as a mean over its last steps shows nothing of
+        ([2.0, 0.9, 1.99], 1.99, "unstable"),
+        ([9.0, 1.5, 0.5], 0.5, "finished"),  # a bad start is none
+        ([], None, "finished"),
+    ],
+)
+def test_what_became_of_a_run(losses, end, status):
+    assert judge(losses, end, chance=2.0) == status
+
+
+def test_a_cell_trains_for_300_steps_unless_it_is_told_otherwise(tmp_path):
+    def steps(**given):
+        (cell,) = cells_of(as_options(schemes="pre", depths=1, output_dir=str(tmp_path), **given))
+        return cell.options.max_steps, cell.options.num_train_epochs
+
+    assert steps() == (300, 8)
+    assert steps(max_steps=7) == (7, 8)
+    assert steps(num_train_epochs=2) == (None, 2)
+    assert as_options(num_train_epochs=2).command == "resseq ablate --num-train-epochs 2"

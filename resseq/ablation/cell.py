@@ -28,7 +28,7 @@ MEASURED = (
     *("test_accuracy", "test_loss", "steps_to_loss", "steps", "seconds", "parameters", "saved_bytes"),
     *("gradient_norm_first", "gradient_norm_last", "stream_growth"),
 )
-LEARNT = 0.98  # share of the class frequencies' loss at which a cell has learnt something: above it, it is stuck
+LEARNT = 0.98  # share of the class frequencies' loss at which a cell has learnt something
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def write_record(cell: Cell, measured: Row, baselines: dict[str, float]) -> dict
     record = {"measured": {name: _finite(value) for name, value in measured.items()}, "baselines": baselines}
     write_text(cell.folder / "cell.json", json.dumps(record, indent=2))
     status = measured["status"]
-    log(cell, "finished" if status == "stuck" else status, step=measured.get("steps"))
+    log(cell, status if status in ("diverged", "failed") else "finished", step=measured.get("steps"))
     return record
 
 
@@ -161,7 +161,7 @@ def _measure_result(cell: Cell, corpus: "Corpus", result: dict[str, Any]) -> Row
     last = [row for row in logged if row[0] > 0.9 * result["steps"]] or logged[-1:]
     loss, accuracy = (sum(row[i] for row in last) / len(last) if last else None for i in (1, 2))
     return {
-        "status": "stuck" if loss is not None and loss > LEARNT * chance else "finished",
+        "status": judge([row[1] for row in logged], loss, chance),
         "validation_accuracy": result["validation"]["accuracy"],
         "validation_loss": result["validation"]["loss"],
         "train_accuracy": accuracy,
@@ -173,6 +173,19 @@ def _measure_result(cell: Cell, corpus: "Corpus", result: dict[str, Any]) -> Row
         "seconds": result["seconds"],
         "parameters": result["parameters"],
     }
+
+
+def judge(losses: list[float], end: float | None, chance: float) -> str:
+    """What became of a run whose losses stayed finite; ``end`` is what they end at, ``chance`` that of knowing nothing.
+
+    Stuck: it never learnt, which is to end near chance without having come to half of it. Unstable: it learnt, and
+    then the loss rose to twice that of chance, or ended near it.
+    """
+    learnt = next((i for i, loss in enumerate(losses) if loss <= chance / 2), None)
+    near_chance = end is not None and end > LEARNT * chance
+    if learnt is None:
+        return "stuck" if near_chance else "finished"
+    return "unstable" if near_chance or max(losses[learnt:]) > 2 * chance else "finished"
 
 
 def chance_loss(train: "Tokens | Images", classes: int, smoothing: float) -> float:

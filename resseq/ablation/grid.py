@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 
 from resseq.ablation.cell import Cell
-from resseq.classification import IMAGE_MODELS, TEXT_MODELS, UNBOUND, ModelOptions, TrainOptions, check_model
+from resseq.classification import IMAGE_MODELS, TEXT_MODELS, UNBOUND, ModelOptions, TrainOptions, check_model, spell_out
 
 PLURAL = {"scheme": "schemes", "depth": "depths", "seed": "seeds", "learning_rate": "learning_rates", "init": "inits"}
 # The first command's own setting: a shallow, a middle and a deep model, minutes on two cores.
@@ -29,7 +29,7 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {
     "max_length": (64,),
     "warmup_steps": (0,),
     "label_smoothing_factor": (0.0,),
-    "num_train_epochs": (2,),
+    "max_steps": (300,),
 }
 # In their place for images: the depths at which He et al. 2015 saw the plain net get worse.
 IMAGE_DEFAULTS: dict[str, tuple[Any, ...]] = {
@@ -39,7 +39,7 @@ IMAGE_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "warmup_steps": (0,),
     "label_smoothing_factor": (0.0,),
 }
-TRANSFORMERS = ("heads", "kernel_size")  # of these defaults: those that are for the transformer alone
+TRANSFORMERS = ("heads", "kernel_size")
 # These are no axes.
 SINGLE = {"task", "output_dir", "resume", "device", "dataloader_num_workers"}
 SINGLE |= {"text_column", "image_column", "label_column"}
@@ -90,7 +90,8 @@ Grid: Any = make_dataclass("Grid", _grid_fields(), frozen=True, kw_only=True)
 class AblateOptions(Grid):
     """Train every combination of the values given, and compare: which scheme trains at which depth?
 
-    Flags are those of resseq train; each may have several values. The same command again goes on where it was stopped.
+    Flags are those of resseq train; those of model, training and data may have several values. A cell trains for 300
+    steps unless --max-steps or --num-train-epochs says otherwise. The same command again goes on where it was stopped.
     """
 
     output_dir: str | None = None
@@ -108,6 +109,8 @@ class AblateOptions(Grid):
 
     def __post_init__(self) -> None:
         """Raise for a flag without a value, and for a count that is too small; put in what is usual for images."""
+        if self.num_train_epochs != (None,) and self.max_steps == DEFAULTS["max_steps"]:
+            object.__setattr__(self, "max_steps", (None,))  # epochs were asked for
         for each in fields(self):
             if self.task == "image" and getattr(self, each.name) == each.default:
                 object.__setattr__(self, each.name, self._usual(each))
@@ -152,7 +155,7 @@ class AblateOptions(Grid):
         words = ["resseq", "ablate"]
         for each in fields(self):
             value, flag = getattr(self, each.name), each.name.replace("_", "-")
-            if value == self._usual(each):
+            if value in (self._usual(each), (None,)):
                 continue
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")
@@ -180,7 +183,11 @@ def cells_of(options: AblateOptions) -> list[Cell]:
     shared = {each.name: getattr(options, each.name) for each in fields(TrainOptions) if hasattr(options, each.name)}
     for values in product(*(getattr(options, PLURAL.get(name, name)) for name in AXES)):
         given = shared | dict(zip(AXES, values, strict=True))
-        one = _spell_out(TrainOptions(**given | {"output_dir": None, "resume": "auto"}))
+        one = TrainOptions(**given | {"output_dir": None, "resume": "auto"})
+        if one.model != "transformer":  # of these defaults, those that are for it alone
+            own = [name for name in TRANSFORMERS if getattr(one, name) in DEFAULTS[name]]
+            one = replace(one, **dict.fromkeys(own))
+        one = spell_out(one)
         shape = tuple(getattr(one, each.name) for each in fields(ModelOptions)) + (one.vocab_size, one.max_length)
         if shape not in shapes:
             shapes.add(shape)
@@ -195,19 +202,3 @@ def _name(options: TrainOptions, threads: int) -> str:
     """A hash of what a cell's numbers follow from: not of where it is, nor of the machine."""
     bound = {name: value for name, value in asdict(options).items() if name not in UNBOUND}
     return hashlib.sha256(json.dumps(bound | {"threads": threads}, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _spell_out(options: TrainOptions) -> TrainOptions:
-    """The same with the model's defaults in place of None, so that they show, and so that a cell keeps its name."""
-    from resseq.models import arguments_of
-
-    known = arguments_of(options.model)
-    changes: dict[str, Any] = {}
-    for each in fields(ModelOptions):
-        value = getattr(options, each.name)
-        if options.model != "transformer" and each.name in TRANSFORMERS and value in DEFAULTS[each.name]:
-            value = None
-        if value is None and each.name in known and known[each.name].default is not inspect.Parameter.empty:
-            value = known[each.name].default
-        changes[each.name] = value
-    return replace(options, **changes)

@@ -17,7 +17,7 @@ INK, GREY = "#222222", "#8a8a8a"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*<>hpd"
 REFERENCES = {"majority": "majority class", "linear": "linear bag of tokens", "pixels": "linear map of pixels"}
-FAULTS = {"stuck": "x", "diverged": "1", "failed": "2"}  # markers
+MARKS = {"stuck": "x", "unstable": "4", "diverged": "1", "failed": "2"}
 
 
 def _looks(findings: Findings) -> dict[str, dict[str, Any]]:
@@ -31,12 +31,12 @@ def _looks(findings: Findings) -> dict[str, dict[str, Any]]:
 def _mark(axes: "Axes", status: str, *place: float, **more: Any) -> None:
     """The mark of what went wrong; without a place, its entry in the legend."""
     look = {"color": INK, "linestyle": "", "markersize": 9, "markeredgewidth": 1.8, "clip_on": False}
-    axes.plot(*([value] for value in place or (math.nan, math.nan)), marker=FAULTS[status], **{**look, **more})
+    axes.plot(*([value] for value in place or (math.nan, math.nan)), marker=MARKS[status], **{**look, **more})
 
 
 def _legend(figure: "Figure", axes: "Axes", seen: set[str]) -> None:
     """Above the panels: the lines, and the faults that were seen."""
-    for status in FAULTS:
+    for status in MARKS:
         if status in seen:
             _mark(axes, status, label=status)
     handles, labels = axes.get_legend_handles_labels()

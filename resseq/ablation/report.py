@@ -16,9 +16,12 @@ from resseq.ablation.cell import LEARNT
 # line of its own; between the values of all other options, validation chooses.
 APART = ("model", "data", "data_seed", "validation_fraction", "test_fraction", "max_train_samples")
 
+FEW = 100  # steps, in which most schemes learn nothing yet
 FAULTS = {
     "stuck": f"Stuck: the training loss ends less than {100 * (1 - LEARNT):.0f} % below that of always answering the "
-    f"class frequencies; the accuracy is that of the best weights before.",
+    f"class frequencies, and never came to half of it.",
+    "unstable": "Unstable: it learnt, and then the training loss rose to twice that of the class frequencies or ended "
+    "near it; the accuracy is that of the weights that validation chose.",
     "diverged": "Diverged: the gradient was no longer finite.",
     "failed": "Failed: the error stands in results.csv.",
 }
@@ -166,10 +169,9 @@ def _conditions(findings: Findings) -> str:
     warmup = "no warm-up" if _values(findings, "warmup_steps") == [0] else f"warm-up {values('warmup_steps')} steps"
     budget = f"{steps[0]:,} steps" if len(steps) == 1 else f"at most {max(steps):,} steps" if steps else "no step done"
     seeds = len(_values(findings, "seed"))
-    return (
-        f"Start {values('init')}, learning rate {values('learning_rate')}, {warmup}, {budget}, "
-        f"{seeds} seed{'s' if seeds > 1 else ''}"
-    )
+    start = f"Start {values('init')}, learning" if _values(findings, "init") else "Learning"
+    few = f": too few to tell; give --max-steps {FEW * 3}" if steps and max(steps) < FEW else ""
+    return f"{start} rate {values('learning_rate')}, {warmup}, {budget}{few}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _values(findings: Findings, name: str) -> list[Any]:
@@ -224,7 +226,10 @@ def _blocks(findings: Findings) -> list[Block]:
         ("heading", "What all cells share"),
         ("table", setting),
         ("heading", "Again"),
-        ("text", f"{findings.seconds:.0f} seconds in all; the cells, one after the other, {cells:.0f} seconds."),
+        (
+            "text",
+            f"{findings.seconds:.0f} seconds over all calls; the cells, one after the other, {cells:.0f} seconds.",
+        ),
         ("code", findings.command),
     ]
 
