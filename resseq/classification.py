@@ -52,6 +52,7 @@ BASELINES = {
 }
 TEXT_MODELS = ("transformer", "convnet")
 IMAGE_MODELS = ("cifar-resnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # no file of one text to a line
 BLOCK = 1 << 20  # bytes read at once from a file to predict
 CHUNK = 1000  # texts or images taken at once from an iterable
 
@@ -269,7 +270,7 @@ def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]
     if not Path(options.model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", options.model):
         raise ValueError(
             f"train: --model is transformer, convnet, a checkpoint's folder or its id on the hub, OWNER/NAME; "
-            f"got --model {options.model}. Use transformer, or a folder that exists."
+            f"got --model {options.model}. Use transformer, a folder that exists, or google-bert/bert-base-uncased."
         )
     for each in fields(TextOptions):
         if each.name in ("tokenizer", "vocab_size", "lowercase") and getattr(options, each.name) != each.default:
@@ -347,6 +348,7 @@ def _finish(trainer: "Trainer", best: dict[str, Any], options: TrainOptions, cor
         "carved": list(corpus.carved),
         "baselines": corpus.baselines,
         "truncated": corpus.splits["train"].truncated,
+        "repeated": corpus.repeated,
     }
     save_weights(folder / "model.safetensors", model.state_dict())
     write_text(folder / "README.md", model_card(options, corpus, result))
@@ -537,9 +539,9 @@ def evaluate(
         data: As for train; the run's own data unless given. Of data without splits all rows are measured, but of the
             run's own data only the rows held out from training.
         split: Which split.
-        text_column: The column of the texts, or several.
-        image_column: The column of the images.
-        label_column: The column of the labels.
+        text_column: The column of the texts, or several; what training had unless given.
+        image_column: The column of the images; likewise.
+        label_column: The column of the labels; likewise.
         device: auto, or a torch device.
         batch_size: Examples in a batch.
     Returns: data, split, rows, loss (nats), accuracy, macro_f1, and per class precision, recall, f1 and rows.
@@ -567,7 +569,7 @@ def held_out(run: Run, data: str | None, split: str, **columns: Any) -> tuple[st
     """The inputs and labels to measure a run on, and the name of their split ("all" of data without splits).
 
     Args:
-        columns: text_column, image_column, label_column; None is what training had, or for other data the usual.
+        columns: text_column, image_column, label_column; None is what training had.
 
     Raises: ValueError, as evaluate does.
     """
@@ -582,8 +584,7 @@ def held_out(run: Run, data: str | None, split: str, **columns: Any) -> tuple[st
                 f"evaluate: a run on {run.reader.inputs} has no {name.replace('_', ' ')}; got {name}={value!r}. "
                 f"Leave it out."
             )
-    anew = {} if own else {name: None for name in columns if hasattr(known, name)}
-    options = replace(known, **anew | given | ({} if data is None else {"data": data}))
+    options = replace(known, **given | ({} if data is None else {"data": data}))
     found = run.reader.load_data(options, classes=run.classes, carve=own)
     if own and (changed := changed_parts(run.fingerprint, found.fingerprint)):
         raise ValueError(
@@ -630,6 +631,11 @@ def _blocks(file: str) -> Iterator[list[str]]:
     if file != "-" and (not Path(file).exists() or Path(file).is_dir()):
         raise ValueError(
             f"predict: the texts or paths are a file with one to a line; got {file}. Use a file that exists, or -."
+        )
+    if Path(file).suffix.lower() in TABLES:
+        raise ValueError(
+            f"predict: a file has one text or path to a line, and nothing beside; got the table {file}. Write its "
+            f"column of texts to a .txt file, or measure it by resseq evaluate --data."
         )
     if file == "-" and sys.stdin is None:  # closed by whoever started us
         return

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import arg
@@ -27,14 +27,25 @@ def _train(options: TrainOptions) -> None:
         f"beside it: {beside}\n"
         f"weights of step {validation['step']:,} of {result['steps']:,}, chosen by validation accuracy "
         f"{validation['accuracy']:.4f}; {result['parameters']:,} parameters, {result['seconds']:.0f} s\n"
-        f"{_truncation(result['truncated'], options.max_length)}"
+        f"{_caveats(result, options)}"
         f"run folder {result['output_dir']}: learning_curve.png, confusion_matrix.png, README.md"
     )
 
 
-def _truncation(share: float, max_length: int) -> str:
-    """A line on the texts that were cut, if any were."""
-    return f"{share:.1%} of the training texts are longer than {max_length} tokens, and cut there\n" if share else ""
+def _caveats(result: dict[str, Any], options: TrainOptions) -> str:
+    """A line on each thing that one should know before trusting the numbers."""
+    lines = []
+    if result["truncated"]:
+        share, longest = result["truncated"], options.max_length
+        lines.append(f"{share:.1%} of the training texts are longer than {longest} tokens, and cut there")
+    if result["repeated"]:
+        lines.append(f"{result['repeated']:,} of the test {options.task}s stand among those for training too")
+    if 3 * options.warmup_steps > result["steps"]:
+        lines.append(
+            f"a warm-up of {options.warmup_steps} steps is long for a training of {result['steps']:,}: "
+            f"try --warmup-steps {result['steps'] // 10}, or more epochs"
+        )
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _by_class(classes: dict[str, dict[str, float]]) -> str:

@@ -112,7 +112,7 @@ def _require_onnx() -> None:
         import onnxscript  # noqa: F401 # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            f"export: onnx needs packages of its own; got {error}. Type pip install 'resseq[onnx]'."
+            f"export: onnx needs packages of its own; got {error}. Type pip install onnx onnxruntime onnxscript."
         ) from error
 
 

@@ -42,6 +42,11 @@ class Residual(nn.Module):
     def __init__(self, sublayer: Callable[..., Any], *, connection: Connection | None = None, **slots: Unpack[Slots]):
         super().__init__()
         require_map("sublayer", sublayer)
+        if unknown := slots.keys() - Slots.__annotations__:
+            raise TypeError(
+                f"Residual: the slots are {', '.join(Slots.__annotations__)}; got {', '.join(unknown)}. "
+                f"Write pre=norm for pre-norm, post=norm for post-norm."
+            )
         if connection is not None and slots:
             raise ValueError(
                 f"Residual: a connection has its own slots; got connection={type(connection).__name__} beside "

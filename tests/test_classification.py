@@ -317,3 +317,28 @@ def test_a_minute_on_real_text_beats_the_majority_class(name, chance, tmp_path):
         data=os.path.join(os.environ["RESSEQ_DATA"], name), output_dir=str(tmp_path / "run"), max_steps=400, dim=64
     )
     assert result["test"]["accuracy"] > chance + 0.15
+
+
+def test_what_is_to_be_known_before_trusting_the_numbers_is_said(tmp_path, capsys):
+    data = tmp_path / "data.csv"
+    rows = [f"text {i},{'ab'[i % 2]}" for i in range(40)]
+    data.write_text("\n".join(["text,label", *rows, *rows]) + "\n")
+    small = ["--dim", "16", "--vocab-size", "50", "--max-steps", "2", "--device", "cpu"]
+    assert main(["train", "--data", str(data), "--output-dir", str(tmp_path / "run"), *small]) == 0
+    said = capsys.readouterr().out
+    repeated = json.loads((tmp_path / "run" / "result.json").read_text())["repeated"]
+    assert 0 < repeated <= 8
+    assert f"{repeated} of the test texts stand among those for training too" in said
+    assert "a warm-up of 100 steps is long for a training of 2: try --warmup-steps 0, or more epochs" in said
+    assert "are longer than" not in said
+
+
+def test_a_run_s_config_says_every_option(run):
+    options = json.loads((run[0] / "config.json").read_text())["options"]
+    assert options["scheme"] in ("pre", "residual")
+    assert None not in (options["depth"], options["dropout"], options["kernel_size"], options["pooling"])
+
+
+def test_a_table_is_no_file_of_texts(run, data, capsys):
+    assert main(["predict", str(run[0]), data]) == 1
+    assert f"got the table {data}. Write its column of texts to a .txt file" in capsys.readouterr().err

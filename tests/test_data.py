@@ -329,11 +329,15 @@ def test_hub_failure_is_one_line(monkeypatch, error, reason):
             "the label column of {path} must have a usual name, such as label, or be named; got"
             " columns=['text', 'kind']. Name it by --label-column.",
         ),
-        ("a.csv", b"text,label\na,x\nb,\n", "every row must have a label; got none in row 2 of {path}. Fill the row."),
+        (
+            "a.csv",
+            b"text,label\na,x\nb,\n",
+            "every row must have a label; got none in row 2 of {path}. Fill or delete the row.",
+        ),
         (
             "a.jsonl",
             b'{"text": "a", "label": null}\n',
-            "every row must have a label; got none in row 1 of {path}. Fill the row.",
+            "every row must have a label; got none in row 1 of {path}. Fill or delete the row.",
         ),
         ("a.jsonl", b'{"label": 1}\n{"text": "a"}\n', "every row must have a text; got none in row 1 of {path}."),
         (
@@ -472,7 +476,7 @@ def test_named_column_must_exist(tmp_path):
 def test_folder_without_data_is_refused(tmp_path):
     assert refused(load, tmp_path) == (
         f"data: a data folder must hold .csv, .tsv, .jsonl, .json or .parquet files, or a folder of .txt files"
-        f" (or images) for each label; got data='{tmp_path}'. Name another."
+        f" (with --task image, of images) for each label; got data='{tmp_path}'. Name another."
     )
 
 

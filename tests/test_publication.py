@@ -46,7 +46,7 @@ def test_onnx_says_the_same(run, tmp_path):
 def test_without_the_extra_it_says_what_to_type(run, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     assert main(["export", str(run), "--format", "onnx"]) == 1
-    assert "Type pip install 'resseq[onnx]'." in capsys.readouterr().err
+    assert "Type pip install onnx onnxruntime onnxscript." in capsys.readouterr().err
 
 
 @pytest.fixture

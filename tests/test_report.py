@@ -148,7 +148,7 @@ def test_files_hold_the_rows(tmp_path, rows):
     expected = ["" if each["test_accuracy"] is None else str(100 * each["test_accuracy"]) for each in rows]
     assert sorted(drawn) == sorted(expected)
     text = (tmp_path / "report.md").read_text()
-    for part in (summary(found), found.command, "# Which residual scheme", "12 seconds in all"):
+    for part in (summary(found), found.command, "# Which residual scheme", "12 seconds over all calls"):
         assert part in text
 
 

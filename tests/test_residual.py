@@ -379,3 +379,8 @@ def test_compiled_attention_is_attention():
     compiled = Residual(torch.compile(attention, backend="eager"))
     x, mask = torch.randn(2, 4, D), torch.arange(4) < torch.tensor([[4], [2]])
     torch.testing.assert_close(compiled(x, mask=mask)[0], Residual(attention)(x, mask=mask)[0])
+
+
+def test_an_unknown_slot_is_answered_with_those_there_are():
+    with pytest.raises(TypeError, match="the slots are pre, branch, scale, .*; got norm. Write pre=norm for pre-norm"):
+        Residual(nn.Linear(D, D), norm=ln())

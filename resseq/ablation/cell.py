@@ -28,7 +28,9 @@ MEASURED = (
     *("test_accuracy", "test_loss", "steps_to_loss", "steps", "seconds", "parameters", "saved_bytes"),
     *("gradient_norm_first", "gradient_norm_last", "stream_growth"),
 )
-LEARNT = 0.98  # share of the class frequencies' loss at which a cell has learnt something
+# shares of the class frequencies' loss: at the first a run's end shows that it learnt something, at the second a few
+# noisy batches do
+LEARNT, WELL_LEARNT = 0.98, 0.8
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,10 @@ def _measure_result(cell: Cell, corpus: "Corpus", result: dict[str, Any]) -> Row
 def judge(losses: list[float], end: float | None, chance: float) -> str:
     """What became of a run whose losses stayed finite; ``end`` is what they end at, ``chance`` that of knowing nothing.
 
-    Stuck: it never learnt, which is to end near chance without having come to half of it. Unstable: it learnt, and
-    then the loss rose to twice that of chance, or ended near it.
+    Stuck: it ends near chance and never learnt. Unstable: it learnt, and then the loss rose to twice that of chance,
+    or ended near it.
     """
-    learnt = next((i for i, loss in enumerate(losses) if loss <= chance / 2), None)
+    learnt = next((i for i, loss in enumerate(losses) if loss <= WELL_LEARNT * chance), None)
     near_chance = end is not None and end > LEARNT * chance
     if learnt is None:
         return "stuck" if near_chance else "finished"

@@ -17,7 +17,7 @@ INK, GREY = "#222222", "#8a8a8a"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*<>hpd"
 REFERENCES = {"majority": "majority class", "linear": "linear bag of tokens", "pixels": "linear map of pixels"}
-MARKS = {"stuck": "x", "unstable": "4", "diverged": "1", "failed": "2"}
+MARKS = {"stuck": "x", "unstable": "$!$", "diverged": "1", "failed": "2"}
 
 
 def _looks(findings: Findings) -> dict[str, dict[str, Any]]:
@@ -41,7 +41,7 @@ def _legend(figure: "Figure", axes: "Axes", seen: set[str]) -> None:
             _mark(axes, status, label=status)
     handles, labels = axes.get_legend_handles_labels()
     width = max(map(len, labels), default=0) + 7
-    columns = max(1, min(len(labels), int(14 * figure.get_figwidth()) // width))
+    columns = max(1, min(len(labels), int(13 * figure.get_figwidth()) // width))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resseq.ablation.cell import LEARNT
+from resseq.ablation.cell import LEARNT, WELL_LEARNT
 
 # Values of these are different questions: what validates best on an easier data set is no better scheme. Each has a
 # line of its own; between the values of all other options, validation chooses.
@@ -19,7 +19,7 @@ APART = ("model", "data", "data_seed", "validation_fraction", "test_fraction", "
 FEW = 100  # steps, in which most schemes learn nothing yet
 FAULTS = {
     "stuck": f"Stuck: the training loss ends less than {100 * (1 - LEARNT):.0f} % below that of always answering the "
-    f"class frequencies, and never came to half of it.",
+    f"class frequencies, and never came {100 * (1 - WELL_LEARNT):.0f} % below.",
     "unstable": "Unstable: it learnt, and then the training loss rose to twice that of the class frequencies or ended "
     "near it; the accuracy is that of the weights that validation chose.",
     "diverged": "Diverged: the gradient was no longer finite.",

@@ -24,6 +24,8 @@ class Corpus:
     """Test accuracy of the majority class and of a linear model: a bag of tokens, or the pixels."""
     fingerprint: dict[str, str]
     """A checksum of each split's inputs and labels, and of the reader."""
+    repeated: int
+    """Test examples whose text or image stands among those for training too."""
 
     @property
     def rows(self) -> dict[str, int]:
@@ -56,4 +58,6 @@ def prepare(options: DataOptions, reader: Any = None) -> Corpus:
     train, test = splits["train"], splits["test"]
     baselines = {"majority": majority_baseline(train, test), **reader.linear(train, test, len(data.classes))}
     fingerprint = data.fingerprint | {reader.name: hashlib.sha256(reader.content.encode()).hexdigest()}
-    return Corpus(splits, data.classes, data.carved, reader, baselines, fingerprint)
+    seen = set(data.splits["train"].inputs)
+    repeated = sum(each in seen for each in data.splits["test"].inputs)
+    return Corpus(splits, data.classes, data.carved, reader, baselines, fingerprint, repeated)

@@ -142,7 +142,7 @@ def find_column(table: Table, where: str, kind: str, wanted: str | None, usual: 
 def _checked_labels(labels: list[Any], where: str) -> list[str]:
     if missing := [row for row, label in enumerate(labels, 1) if label is None or label == ""]:
         raise ValueError(
-            f"data: every row must have a label; got none in {name_rows(missing)} of {where}. Fill the row."
+            f"data: every row must have a label; got none in {name_rows(missing)} of {where}. Fill or delete the row."
         )
     if bad := [row for row, label in enumerate(labels, 1) if not isinstance(label, str | int)]:
         raise ValueError(

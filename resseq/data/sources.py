@@ -54,8 +54,8 @@ def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
         if splits := read_class_folder(folder, "text", (".txt",), _read_text):
             return splits
         raise ValueError(
-            f"data: a data folder must hold {_ENDINGS} files, or a folder of .txt files (or images) for each label; got"
-            f" data='{folder}'. Name another."
+            f"data: a data folder must hold {_ENDINGS} files, or a folder of .txt files (with --task image, of images)"
+            f" for each label; got data='{folder}'. Name another."
         )
     if len(files) == 1:
         return {"train": {str(files[0]): _read_file(files[0])}}

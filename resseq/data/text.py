@@ -79,7 +79,7 @@ def _texts(table: Table, where: str, wanted: str | tuple[str, ...] | None, separ
 def _checked_texts(texts: list[Any], where: str) -> list[str]:
     if missing := [row for row, text in enumerate(texts, 1) if text is None]:
         raise ValueError(
-            f"data: every row must have a text; got none in {name_rows(missing)} of {where}. Fill the row."
+            f"data: every row must have a text; got none in {name_rows(missing)} of {where}. Fill or delete the row."
         )
     # a lone half of a pair, which JSON can hold, is no character
     return [str(text).encode(errors="replace").decode() for text in texts]
