@@ -13,8 +13,10 @@ from tyro.conf import arg
 
 from resseq import classification, inspection, publication
 from resseq.ablation.grid import AblateOptions
-from resseq.classification import BASELINES, RunFolder, TrainOptions
+from resseq.card import BASELINES
 from resseq.inspection import InspectOptions
+from resseq.options import TrainOptions
+from resseq.run import RunFolder
 
 
 def _train(options: TrainOptions) -> None:

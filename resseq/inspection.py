@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from resseq.classification import ModelOptions
+from resseq.options import ModelOptions
 from resseq.pretrained import HUB
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _trained(run: str, options: InspectOptions) -> "Report":
     import torch
 
     from resseq import diagnostics
-    from resseq.classification import Run, evaluation_batches, held_out
+    from resseq.run import Run, evaluation_batches, held_out
     from resseq.training.metrics import logits_of, measure
 
     loaded = Run.load(run, options.device)
@@ -124,7 +124,7 @@ def _fresh(options: InspectOptions) -> "Report":
     """The signal and the gradients of a model before its first step: random tokens, or pixels, show them as well."""
     import torch
 
-    from resseq.classification import IMAGE_MODELS, build_model
+    from resseq.options import IMAGE_MODELS, build_model
     from resseq.training.loop import choose_device
 
     torch.manual_seed(options.seed)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from resseq.classification import Run, RunFolder, evaluation_batches, held_out
 from resseq.pretrained import HUB
+from resseq.run import Run, RunFolder, evaluation_batches, held_out
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,10 +20,10 @@ from resseq.ablation import engines, runner, start
 from resseq.ablation.cell import chance_loss, claim, judge, read_record, run_cell
 from resseq.ablation.grid import AblateOptions, as_options, cells_of
 from resseq.ablation.plan import plan
-from resseq.classification import TrainOptions, build_model
 from resseq.cli import main
 from resseq.data import Tokens, data_options, prepare
 from resseq.diagnostics.memory import saved_storages
+from resseq.options import TrainOptions, build_model
 from resseq.residual import Stack
 
 SMALL = {

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import resseq
-from resseq.classification import TEXT_MODELS, Run, TrainOptions
 from resseq.cli import main
+from resseq.options import TEXT_MODELS, TrainOptions
+from resseq.run import Run
 
 SMALL = {
     "dim": 16,

@@ -11,9 +11,10 @@ from tokenizers import BertWordPieceTokenizer
 
 import resseq
 from resseq import Bert
-from resseq.classification import Run, TrainOptions
 from resseq.data import encode, load_pretrained_tokenizer
 from resseq.models.bert import BertClassifier
+from resseq.options import TrainOptions
+from resseq.run import Run
 from resseq.training.loop import make_optimizer
 
 WORDS = ["apple", "pear", "hammer", "saw", "wave", "reef"]

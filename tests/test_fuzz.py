@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import resseq
-from resseq.classification import Run, TrainOptions, check_model
 from resseq.data import TextOptions, load_text
+from resseq.options import TrainOptions, check_model
+from resseq.run import Run
 from resseq.training.checkpoint import load_weights, verify, write_manifest
 
 EXAMPLES = 300

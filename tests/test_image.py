@@ -10,12 +10,13 @@ from PIL import Image
 
 import resseq
 from resseq.ablation.grid import as_options, cells_of
-from resseq.classification import Run, TrainOptions, check_model
 from resseq.cli import main
 from resseq.data import ImageOptions, Images, load_images, prepare
 from resseq.data.baseline import pixel_baseline
 from resseq.data.image import decode, read_picture
 from resseq.models.image_classifier import ImageClassifier, shift_and_mirror
+from resseq.options import TrainOptions, check_model
+from resseq.run import Run
 from resseq.training.loop import Trainer
 
 COLOURS = {"blue": (30, 40, 200), "red": (200, 40, 30)}

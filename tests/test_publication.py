@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import resseq
-from resseq.classification import TEXT_MODELS, Run
 from resseq.cli import main
+from resseq.options import TEXT_MODELS
+from resseq.run import Run
 
 SMALL = {"dim": 16, "depth": 2, "vocab_size": 200, "max_length": 32, "max_steps": 2, "max_train_samples": 40}
 ONNX = pytest.mark.skipif(not importlib.util.find_spec("onnxscript"), reason="the extra [onnx] is not installed")

@@ -80,8 +80,8 @@ import torch
 import torch.nn.functional as F
 
 import resseq
-from resseq.classification import Run
 from resseq.cli import main
+from resseq.run import Run
 from resseq.training import loop
 from resseq.training.checkpoint import checkpoints, claim, newest_checkpoint, save_checkpoint, verify, write_manifest
 from resseq.training.loop import Stopped, Trainer

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resseq.classification import TrainOptions
     from resseq.data import Corpus
     from resseq.data.batching import Images, Tokens
+    from resseq.options import TrainOptions
 
 Row = dict[str, Any]
 CHOSEN = ("model", "scheme", "depth", "seed", "learning_rate", "warmup_steps", "init")

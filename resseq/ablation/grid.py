@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 
 from resseq.ablation.cell import Cell
-from resseq.classification import IMAGE_MODELS, TEXT_MODELS, UNBOUND, ModelOptions, TrainOptions, check_model, spell_out
+from resseq.options import IMAGE_MODELS, TEXT_MODELS, UNBOUND, ModelOptions, TrainOptions, check_model, spell_out
 
 PLURAL = {"scheme": "schemes", "depth": "depths", "seed": "seeds", "learning_rate": "learning_rates", "init": "inits"}
 # The first command's own setting: a shallow, a middle and a deep model, minutes on two cores.

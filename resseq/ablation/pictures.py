@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resseq.ablation.report import Findings, accuracies
+from resseq.card import BASELINES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +17,6 @@ INK, GREY = "#222222", "#8a8a8a"
 # Okabe and Ito's palette, which the colour-blind can tell apart; markers do the same in grey print
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*<>hpd"
-REFERENCES = {"majority": "majority class", "linear": "linear bag of tokens", "pixels": "linear map of pixels"}
 MARKS = {"stuck": "x", "unstable": "$!$", "diverged": "1", "failed": "2"}
 
 
@@ -117,7 +117,7 @@ def _references(axes: "Axes", findings: Findings) -> None:
     """A dotted line for each baseline, with its name beside the panel: the lower one's below it, the other's above."""
     for name, value in findings.baselines.items():
         axes.axhline(100 * value, color=GREY, linewidth=1, linestyle=":", zorder=0)
-        text = f"{REFERENCES[name]} {100 * value:.0f} %".replace(" of ", "\nof ").replace(" class ", "\nclass ")
+        text = f"{BASELINES[name]} {100 * value:.0f} %".replace(" of ", "\nof ").replace(" class ", "\nclass ")
         align = "top" if value == min(findings.baselines.values()) else "bottom"
         place = {"xy": (1.01, 100 * value), "xycoords": ("axes fraction", "data"), "annotation_clip": False}
         axes.annotate(text, **place, va=align, fontsize=8, color=INK)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from resseq.ablation.cell import Cell, read_record
 from resseq.ablation.grid import AXES, PLURAL, AblateOptions, cells_of
 from resseq.ablation.runner import prepare_corpora, steps_of, workers_of
-from resseq.classification import ModelOptions, TrainOptions
 from resseq.data import data_options
+from resseq.options import ModelOptions, TrainOptions
 
 if TYPE_CHECKING:
     from resseq.data import Corpus
@@ -75,7 +75,7 @@ def _measure(cell: Cell, corpus: "Corpus") -> tuple[int, float]:
     import torch.nn.functional as F
 
     from resseq.ablation.start import first_batches
-    from resseq.classification import build_model
+    from resseq.options import build_model
     from resseq.training.loop import choose_device, make_optimizer
 
     options, threads = cell.options, torch.get_num_threads()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resseq.ablation.cell import LEARNT, WELL_LEARNT
+from resseq.card import BASELINES
 
 # Values of these are different questions: what validates best on an easier data set is no better scheme. Each has a
 # line of its own; between the values of all other options, validation chooses.
@@ -145,12 +146,10 @@ def summary(findings: Findings) -> str:
     deepest = findings.depths[-1]
     found = [f"{line} {_result(findings.chosen(line, deepest), ' %')}" for line in findings.lines]
     how = f", each with the {_choice(findings)}" if findings.tuned else ""
-    known = {
-        "majority": "the majority class",
-        "linear": "a linear bag of tokens",
-        "pixels": "a linear map of 8 x 8 pixels",
-    }
-    beside = [f"{known[name]} {100 * value:.1f} %" for name, value in findings.baselines.items()]
+    beside = [
+        f"{'the' if name == 'majority' else 'a'} {BASELINES[name]} {100 * value:.1f} %"
+        for name, value in findings.baselines.items()
+    ]
     sentences = [f"At {deepest} layers{how}: {', '.join(found)}"]
     if beside:
         sentences.append(f"Beside them: {', '.join(beside)}")

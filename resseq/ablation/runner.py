@@ -22,8 +22,9 @@ from resseq.ablation import report
 from resseq.ablation.cell import Cell, curve, log, read_record, row_of, write_record
 from resseq.ablation.engines import ENGINES
 from resseq.ablation.grid import AblateOptions, as_options, cells_of
-from resseq.classification import UNBOUND, TrainOptions, changed_parts, read_config
 from resseq.data import data_options, prepare
+from resseq.options import UNBOUND, TrainOptions
+from resseq.run import changed_parts, read_config
 
 if TYPE_CHECKING:
     import pandas

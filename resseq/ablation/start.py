@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from resseq.classification import TrainOptions, build_model
 from resseq.data import LengthBatches
 from resseq.diagnostics.memory import saved_storages
+from resseq.options import TrainOptions, build_model
 from resseq.residual import Residual, Stack
 from resseq.training.loop import choose_device
 

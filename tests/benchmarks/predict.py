@@ -21,8 +21,9 @@ from time import perf_counter
 
 import torch
 
-from resseq.classification import Run, TrainOptions, build_model
 from resseq.data import load_text, prepare
+from resseq.options import TrainOptions, build_model
+from resseq.run import Run
 
 DIM, DEPTH, HEADS, LENGTH, BATCH = 128, 6, 4, 256, 32
 

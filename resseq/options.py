@@ -1,0 +1,192 @@
+"""The options of a run, and the model that they ask for."""
+
+import math
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from resseq.data import DataOptions, ImageOptions, TextOptions
+from resseq.training.config import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TEXT_MODELS = ("transformer", "convnet")
+IMAGE_MODELS = ("cifar-resnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+# what may differ in a resumed run
+UNBOUND = {"output_dir", "resume", "device", "dataloader_num_workers", "save_steps", "inspect_every", "report_to"}
+FINE_TUNING = {"learning_rate": 5e-5, "num_train_epochs": 3}  # the options whose default is another for a checkpoint
+MAY_BE_0 = {"frozen_layers", "seed", "data_seed", "warmup_steps", "dataloader_num_workers", "kernel_size"}
+SHARES = {"dropout", "token_dropout", "attention_dropout", "drop_path", "label_smoothing_factor"}
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value is of an option's type; a whole number is a float too."""
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)
+    if get_args(hint):
+        return any(_is(value, part) for part in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model; what is not given is its own default."""
+
+    model: str = "transformer"
+    """transformer (TextTransformer), convnet (TextConvNet), or a BERT to fine-tune: a checkpoint's folder, or its id
+    on the hub, OWNER/NAME. For images cifar-resnet, resnet18, resnet34, resnet50, resnet101 or resnet152."""
+    scheme: str | None = None
+    """A name in resseq.SCHEMES: how each sublayer joins the stream."""
+    depth: int | None = None
+    """Layers of the transformer, convolutions of the convnet; of cifar-resnet 6n + 2 layers with weights."""
+    dim: int | None = None
+    """Width of the stream (the convnet's first stage)."""
+    heads: int | None = None
+    """Attention heads."""
+    activation: Literal["gelu", "relu", "swiglu"] | None = None
+    """Of the transformer's feed-forward nets."""
+    positions: Literal["learned", "sinusoidal", "rotary"] | None = None
+    """How the transformer knows a token's place."""
+    stages: int | None = None
+    """Widths of the convnet; each doubles the last and halves the length."""
+    kernel_size: int | None = None
+    """Tokens that a convolution spans; 0 leaves the transformer's out."""
+    shortcut: Literal["pad", "projection", "A", "B", "C", "D"] | None = None
+    """Where the shape changes: pad or projection in the convnet; in a ResNet A (pad), B, C or D (projections)."""
+    pooling: Literal["mean", "max", "cls", "kmax", "conv"] | None = None
+    """From tokens to one vector; kmax and conv for the convnet."""
+    dropout: float | None = None
+    """Probability, of embeddings, branches and the pooled vector."""
+    token_dropout: float | None = None
+    """Probability that a token is hidden in training."""
+    attention_dropout: float | None = None
+    """Probability, of attention weights."""
+    drop_path: float | None = None
+    """Stochastic depth: probability that a branch is dropped in the last layer, rising to there."""
+    layer_drop: float | None = None
+    """LayerDrop: probability that a residual's branch is left out for a whole batch of training."""
+    init: Literal["xavier", "torch", "normal"] | None = None
+    """Starting weights."""
+    pack: bool | None = None
+    """Leave padding out of the transformer where that is faster; False: never."""
+    activation_checkpointing: bool | None = None
+    """Keep less of the transformer for the backward pass, and compute it again."""
+    frozen_layers: int | None = None
+    """Of a checkpoint: the embeddings and so many layers do not learn."""
+    layerwise_lr_decay: float | None = None
+    """Of a checkpoint: each layer learns so many times as fast as the one above it."""
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether the model is a checkpoint: whatever is not one of our own models."""
+        return self.model not in (*TEXT_MODELS, *IMAGE_MODELS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TextOptions, ImageOptions, ModelOptions, TrainingOptions):
+    """Train a classifier of texts or images and leave it, with its measurements and pictures, in a run folder."""
+
+    learning_rate: float | None = None
+    """The schedule's highest learning rate; 1e-3 unless given, 5e-5 for a checkpoint."""
+    num_train_epochs: int | None = None
+    """Passes over the training data, at most; early stopping may end sooner. 8 unless given, 3 for a checkpoint."""
+
+    def __post_init__(self) -> None:
+        """Raise for a value that no option can have: from Python, and from a file, no parser stands before."""
+        for each in fields(self):
+            if isinstance(value := getattr(self, each.name), os.PathLike):
+                object.__setattr__(self, each.name, os.fspath(value))
+        for name, value in FINE_TUNING.items():
+            if getattr(self, name) is None:
+                own = {each.name: each.default for each in fields(TrainingOptions)}
+                object.__setattr__(self, name, value if self.fine_tunes else own[name])
+        for name, hint in get_type_hints(type(self)).items():
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            choices = [choice for part in (hint, *get_args(hint)) for choice in get_args(part)]
+            choices = [choice for choice in choices if isinstance(choice, str)]
+            if choices and value not in choices and (value is not None or type(None) not in get_args(hint)):
+                raise ValueError(f"train: {flag} is one of {', '.join(choices)}; got {value!r}. Use {choices[0]}.")
+            if not choices and not _is(value, hint):
+                kind = str(getattr(hint, "__name__", hint)).split(" | ")[0]
+                raise ValueError(f"train: {flag} is a value of type {kind}; got {value!r}. Give one.")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            least = 1 if hint in (int, int | None) and name not in MAY_BE_0 else 0
+            if not value >= least:
+                raise ValueError(f"train: {flag} must be {least} or more; got {value}. Use {least} or more.")
+            if name in SHARES and not value < 1:
+                raise ValueError(f"train: {flag} is a share, less than 1; got {value}. Use 0.1.")
+        self._check_task()
+
+    def _check_task(self) -> None:
+        """Raise for what belongs to the other task."""
+        if (self.model in IMAGE_MODELS) != (self.task == "image"):
+            usual = {"text": "transformer", "image": "cifar-resnet"}[self.task]
+            raise ValueError(
+                f"train: --task {self.task} needs a model of its own; got --model {self.model}. Use --model {usual}."
+            )
+        other = {"text": ImageOptions, "image": TextOptions}[self.task]
+        for field in fields(other):
+            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if value != field.default and field.name not in DataOptions.__dataclass_fields__:
+                raise ValueError(f"train: --task {self.task} has no {flag}; got {value!r}. Leave it out.")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        if self.output_dir is not None:
+            return Path(self.output_dir)
+        return Path("runs") / "-".join(filter(None, [Path(self.data).stem, Path(self.model).name, self.scheme]))
+
+
+def build_model(options: ModelOptions, num_classes: int, **shape: Any) -> "nn.Module":
+    """The model that the options ask for. Raises: ValueError for an option that it does not take.
+
+    Args:
+        shape: what a reader tells of its data: vocab_size and max_length of texts; mean, std and augment of images.
+    """
+    from resseq.models import MODELS, arguments_of
+    from resseq.models.bert import BertClassifier
+    from resseq.models.image_classifier import ImageClassifier
+
+    given = {field.name: getattr(options, field.name) for field in fields(ModelOptions) if field.name != "model"}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    known = arguments_of(options.model)
+    for name, value in arguments.items():
+        if name not in known:
+            flag = name.replace("_", "-")
+            raise ValueError(f"train: --model {options.model} has no {flag}; got --{flag} {value}. Leave it out.")
+    if options.fine_tunes:
+        if "encoder" not in shape:
+            raise ValueError(
+                f"train: --model is {', '.join(MODELS)}; got --model {options.model}. "
+                f"Fine-tune a checkpoint by resseq train."
+            )
+        return BertClassifier(num_classes=num_classes, **arguments, **shape)
+    if options.model in IMAGE_MODELS:
+        return ImageClassifier(MODELS[options.model](num_classes=num_classes, **arguments), **shape)
+    arguments |= {name: value for name, value in shape.items() if name in known}
+    return MODELS[options.model](num_classes=num_classes, **arguments)
+
+
+def spell_out(options: TrainOptions) -> TrainOptions:
+    """The same with the model's defaults in place of None: what a run was is not to change with the defaults."""
+    from resseq.models import arguments_of
+
+    known = {name: each.default for name, each in arguments_of(options.model).items() if each.default is not each.empty}
+    unsaid = (each.name for each in fields(ModelOptions) if getattr(options, each.name) is None)
+    return replace(options, **{name: known[name] for name in unsaid if name in known})
+
+
+def check_model(options: TrainOptions, checkpoint: dict[str, Any] | None = None) -> None:
+    """Raise a ValueError for what is wrong with the model, before any data is read."""
+    import torch
+
+    texts = checkpoint or {"vocab_size": options.vocab_size, "max_length": options.max_length}
+    images = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    with torch.device("meta"):
+        build_model(options, num_classes=2, **texts if options.task == "text" else images)
