@@ -234,40 +234,27 @@ class Trainer:
         """
         options = self.options
         every = options.eval_steps or self.per_epoch
-        patience = options.early_stopping_patience or math.inf
         bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
-        since, examples = time.monotonic(), 0
-        begun = time.monotonic() - self.seconds
-        stopping = False
+        begun, examples = time.monotonic(), 0
+        before, remaining, stopping = self.seconds, self.remaining(), False
         with bar, caught_signals() as caught:
-            while self.step < self.steps and self.patience < patience and not stopping:
-                epoch, done = divmod(self.step, self.per_epoch)
-                sampler: Any = self.loader.batch_sampler
-                sampler.set_epoch(epoch)
-                sampler.start_at(done * options.gradient_accumulation_steps)
-                for window in windows(self.loader, options.gradient_accumulation_steps):
-                    if self.step == 0:
-                        calibrate(self.model, window[0], self.device)
-                    self.begin_step()
-                    if options.inspect_every and self.step % options.inspect_every == 0:
-                        self.inspect(window[0])
-                    self.take_step(window)
-                    self.step += 1
-                    examples += sum(len(batch["labels"]) for batch in window)
-                    if self.step % options.logging_steps == 0:
-                        shown = self.log_training()
-                        rate = examples / (time.monotonic() - since)
-                        bar.set_postfix_str(f"{shown}, {rate:.0f} examples/s", refresh=False)
-                    bar.update()
-                    due = self.step % every == 0 or self.step == self.steps
-                    if due:
-                        self.validate()
-                    stopping = bool(caught)
-                    if due or stopping or self.step % (options.save_steps or every) == 0:
-                        self.seconds = time.monotonic() - begun
-                        self.save()
-                    if stopping or self.step == self.steps or self.patience >= patience:
-                        break
+            while not (self.over or stopping):
+                window = next(remaining)
+                self.begin_step(window[0])
+                self.take_step(window)
+                self.step += 1
+                examples += sum(len(batch["labels"]) for batch in window)
+                elapsed = time.monotonic() - begun
+                if self.step % options.logging_steps == 0:
+                    bar.set_postfix_str(f"{self.log_training()}, {examples / elapsed:.0f} examples/s", refresh=False)
+                bar.update()
+                due = self.step % every == 0 or self.step == self.steps
+                if due:
+                    self.validate()
+                stopping = bool(caught)  # asked once: a signal that comes while saving stops after the next step
+                if due or stopping or self.step % (options.save_steps or every) == 0:
+                    self.seconds = before + time.monotonic() - begun
+                    self.save()
         if caught:
             raise Stopped(
                 f"train: {signal.Signals(caught[0]).name} at step {self.step} of {self.steps}; saved in {self.folder}. "
@@ -278,6 +265,20 @@ class Trainer:
         assert self.best is not None
         return self.best
 
+    @property
+    def over(self) -> bool:
+        """Whether all steps are done, or validation has not become better for as long as it may."""
+        return self.step >= self.steps or self.patience >= (self.options.early_stopping_patience or math.inf)
+
+    def remaining(self) -> Iterator[list[Batch]]:
+        """The batches of each step from where training stands, epoch after epoch."""
+        sampler: Any = self.loader.batch_sampler
+        while True:
+            epoch, done = divmod(self.step, self.per_epoch)
+            sampler.set_epoch(epoch)
+            sampler.start_at(done * self.options.gradient_accumulation_steps)
+            yield from windows(self.loader, self.options.gradient_accumulation_steps)
+
     def log_training(self) -> str:
         """Log the means since the last row, and say them in short."""
         loss, weight, right, count = self.running.tolist()
@@ -286,10 +287,15 @@ class Trainer:
         self.log(loss=loss, accuracy=accuracy, learning_rate=self.optimizer.param_groups[0]["lr"])
         return f"loss {loss:.3f}, accuracy {accuracy:.3f}"
 
-    def begin_step(self) -> None:
+    def begin_step(self, batch: Batch) -> None:
+        """What comes before a step: a start that wants to see a batch, clocks, statistics."""
+        if self.step == 0:
+            calibrate(self.model, batch, self.device)
         self.model.train()
         for clock in self.clocks:
             clock.set_step(self.step + 1)
+        if self.options.inspect_every and self.step % self.options.inspect_every == 0:
+            self.inspect(batch)
 
     def inspect(self, batch: Batch) -> None:
         """Log what each block makes of a batch and of its gradient, and leave no trace in the run."""
