@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from resseq import Residual, Stack, TextTransformer, TransformerEncoder, diagnostics
 from resseq.diagnostics import amplification, autocorrelation, gradients_between, inspect, lesion, lesion_curve
-from resseq.diagnostics.blocks import find_blocks
+from resseq.diagnostics.blocks import find_blocks, replace_first
 
 MASK = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] * 5 + [False]])
 IDS = torch.randint(1, 20, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -423,6 +424,67 @@ def test_a_deleted_block_hands_on_what_it_reads(name):
 
 def first(output):
     return output if isinstance(output, torch.Tensor) else output[0]
+
+
+class Beside(NamedTuple):
+    ids: torch.Tensor
+    x: torch.Tensor
+
+
+def model_output(ids, x):
+    return pytest.importorskip("transformers").modeling_outputs.BaseModelOutput(x, (ids, x))
+
+
+class Gives(nn.Module):
+    """A layer whose stream stands somewhere in what it returns."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.linear, self.form = nn.Linear(4, 4), form
+
+    def forward(self, ids, x):
+        return self.form(ids, self.linear(x))
+
+
+class Threads(nn.Module):
+    def __init__(self, form, read):
+        super().__init__()
+        self.layers, self.read = nn.ModuleList(Gives(form) for _ in range(3)), read
+
+    def forward(self, ids, x):
+        for layer in self.layers:
+            x = self.read(layer(ids, x))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("form", "read"),
+    [
+        (lambda ids, x: (ids, x), lambda out: out[1]),
+        (lambda ids, x: (None, x), lambda out: out[1]),
+        (lambda ids, x: [ids, (None, x)], lambda out: out[1][1]),
+        (Beside, lambda out: out.x),
+        (lambda ids, x: {"ids": ids, "x": x, "again": x}, lambda out: out["x"]),
+        (lambda ids, x: ({"ids": ids}, {"x": [x]}), lambda out: out[1]["x"][0]),
+        (model_output, lambda out: out.last_hidden_state),
+    ],
+)
+def test_a_deleted_block_hands_on_the_stream_wherever_it_stands(form, read):
+    torch.manual_seed(0)
+    model, ids, x = Threads(form, read), torch.arange(2), torch.randn(2, 4)
+    with torch.no_grad(), lesion(model, delete=[0, 1, 2]):
+        assert torch.equal(model(ids, x), x)
+    report = lesion_curve(model, lambda model: model(ids, x).norm().item())
+    assert all(values(report, "lesion_drop"))
+
+
+def test_what_else_a_block_gives_stays_as_it_is():
+    ids, x, new = torch.arange(2), torch.randn(2, 4), torch.randn(2, 4)
+    given = model_output(ids, x)
+    changed = replace_first(given, new)
+    assert type(changed) is type(given)
+    assert changed[0] is changed.last_hidden_state is new
+    assert changed.hidden_states[1] is given.last_hidden_state is x
 
 
 def test_blocks_change_places():

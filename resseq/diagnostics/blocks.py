@@ -1,5 +1,6 @@
 """Which modules of a network are its blocks, and where the stream stands in what they take and give."""
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -111,8 +112,15 @@ def stream_of(value: Any, owner: str) -> Tensor:
 
 
 def replace_first(value: Any, new: Tensor) -> Any:
-    """A block's output with another stream in it: the tensor itself, or the first item of a tuple or list."""
-    if isinstance(value, (tuple, list)) and value:
-        items = [replace_first(value[0], new), *value[1:]]
+    """What a module gave, with another tensor in the place of the one that ``first_tensor`` finds."""
+    if isinstance(value, Mapping):
+        key = next(key for key, item in value.items() if first_tensor(item) is not None)
+        changed: Any = copy.copy(value)  # of the same class, such as Hugging Face's ModelOutput
+        changed[key] = replace_first(value[key], new)
+        return changed
+    if isinstance(value, (tuple, list)):
+        items = list(value)
+        place = next(i for i, item in enumerate(items) if first_tensor(item) is not None)
+        items[place] = replace_first(items[place], new)
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return new
