@@ -75,6 +75,50 @@ def test_blocks_are_found_by_themselves_by_pattern_and_by_list(name):
     assert found == find_blocks(model, pattern) == find_blocks(model, list(found.values()))
 
 
+SHALLOW = {  # a Hugging Face model of few layers: the name of its config, what that is given, where its layers stand
+    "Bert": ("hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=32", "encoder.layer.*", 2),
+    "Llama": (
+        "hidden_size=16 num_hidden_layers=3 num_attention_heads=2 num_key_value_heads=2 intermediate_size=32",
+        "layers.*",
+        3,
+    ),
+    "T5": ("d_model=16 d_kv=8 num_layers=3 num_heads=2 d_ff=32", "encoder.block.*", 3),
+    "DistilBert": ("dim=16 n_layers=3 n_heads=2 hidden_dim=32", "transformer.layer.*", 3),
+    "Albert": (
+        "embedding_size=8 hidden_size=16 num_hidden_layers=3 num_attention_heads=2 intermediate_size=32",
+        "encoder.albert_layer_groups.*",
+        1,  # whose weights all three layers share
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_the_layers_of_a_shallow_model_are_its_blocks(name):
+    """Though its attention has as many projections beside each other, or more."""
+    transformers = pytest.importorskip("transformers")
+    options, pattern, count = SHALLOW[name]
+    given = {key: int(value) for key, value in (option.split("=") for option in options.split())}
+    config = getattr(transformers, f"{name}Config")(vocab_size=20, bos_token_id=0, eos_token_id=1, **given)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    assert list(find_blocks(model)) == list(find_blocks(model, pattern))
+    assert len(find_blocks(model)) == count
+    keywords = {"decoder_input_ids": IDS} if name == "T5" else {}
+    assert len(values(inspect(model, IDS, **keywords), "block_influence")) == (count if name == "Bert" else 3)
+
+
+class Named(nn.Module):
+    """Blocks side by side, in no list."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2)
+        self.one, self.two, self.three = (nn.TransformerEncoderLayer(2, 1, 2) for _ in range(3))
+
+
+def test_blocks_that_stand_in_no_list_are_found_among_all_children():
+    assert list(find_blocks(Named())) == ["one", "two", "three"]
+
+
 def test_a_star_stands_for_one_component():
     model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
     assert list(find_blocks(model, "*")) == ["0", "1"]

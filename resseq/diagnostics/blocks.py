@@ -22,7 +22,8 @@ def find_blocks(model: nn.Module, blocks: Blocks = None) -> dict[str, nn.Module]
 
     Args:
         blocks: a path pattern in which ``*`` stands for one component, such as ``bert.encoder.layer.*``; or a list of
-            modules; unless given, the longest run of neighbours of one type, the outermost of those of equal length.
+            modules; unless given, the longest run of neighbours of one type in a ModuleList, or of two or more in a
+            Sequential; where there is none, among the children of any module. Of equally long ones, the outermost.
     Raises: ValueError where nothing is found.
 
     >>> list(find_blocks(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU()))))
@@ -59,13 +60,20 @@ def _matches(path: str, pattern: str) -> bool:
 
 def _longest_run(model: nn.Module) -> dict[str, nn.Module]:
     runs = [
-        {f"{path}.{name}".lstrip("."): child for name, child in run}
+        (parent, {f"{path}.{name}".lstrip("."): child for name, child in run})
         for path, parent in model.named_modules()
         for kind, run in groupby(parent.named_children(), key=lambda child: type(child[1]))
         if not issubclass(kind, LISTS)
     ]
-    longest: dict[str, nn.Module] = max(runs, key=len, default={})
-    if len(longest) < 2:  # a stack may be of one residual
+    # Four projections side by side are not the blocks where three layers stand in a list. A list may hold one alone,
+    # which runs several times where layers share their weights.
+    listed = [
+        run
+        for parent, run in runs
+        if isinstance(parent, nn.ModuleList) or (isinstance(parent, nn.Sequential) and len(run) > 1)
+    ]
+    longest: dict[str, nn.Module] = max(listed or [run for _, run in runs], key=len, default={})
+    if not listed and len(longest) < 2:  # a lone residual is a block
         longest = {path: part for path, part in model.named_modules() if isinstance(part, Residual)}
     if not longest:
         raise ValueError(
