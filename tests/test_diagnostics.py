@@ -779,6 +779,18 @@ def test_the_report_is_a_folder(tmp_path):
     assert len(report.text.splitlines()) == 8
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_same_picture_is_the_same_file(tmp_path, monkeypatch):
+    report = inspect(text_transformer("pre"), IDS, mask=MASK)
+    kinds = {name: "注意力" if kind == "Attention" else kind for name, kind in report.kinds.items()}
+    report = diagnostics.Report(report.rows, kinds)  # in a script that the font lacks
+    for i, folder in enumerate((tmp_path / "a", tmp_path / "b")):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", str(i))
+        report.save(folder)
+    for name in ("signal.svg", "signal.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
 def test_the_examples_header_is_what_was_measured():
     folder = Path(__file__).parent.parent / "examples" / "before_training"
     results = json.loads((folder / "results.json").read_text())
