@@ -74,10 +74,10 @@ def _input_card(options: TrainOptions, reader: Any) -> str:
     )
 
 
-def draw_run(folder: Path, kept: int, confusion: list[list[int]], classes: list[str]) -> None:
+def draw_run(folder: Path, kept: int, confusion: list[list[int]], corpus: "Corpus") -> None:
     """learning_curve.png and confusion_matrix.png."""
     from resseq.training.pictures import draw_confusion, draw_learning_curve
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     draw_learning_curve(rows, kept, folder / "learning_curve.png")
-    draw_confusion(confusion, classes, folder / "confusion_matrix.png")
+    draw_confusion(confusion, corpus.classes, corpus.reader.inputs, folder / "confusion_matrix.png")

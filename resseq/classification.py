@@ -159,7 +159,7 @@ def _finish(trainer: "Trainer", best: dict[str, Any], options: TrainOptions, cor
     }
     save_weights(folder / "model.safetensors", model.state_dict())
     write_text(folder / "README.md", model_card(options, corpus, result))
-    draw_run(folder, best["step"], measured.confusion, corpus.classes)
+    draw_run(folder, best["step"], measured.confusion, corpus)
     write_manifest(folder, (*WHOLE, f"{corpus.reader.name}.json"))
     write_text(folder / "result.json", json.dumps(result, indent=2))  # last: with it the run is finished
     return result

@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from resseq import Residual, Stack, TextTransformer, TransformerEncoder, diagnostics
 from resseq.diagnostics import amplification, autocorrelation, gradients_between, inspect, lesion, lesion_curve
-from resseq.diagnostics.blocks import find_blocks
+from resseq.diagnostics.blocks import find_blocks, replace_first
 
 MASK = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] * 5 + [False]])
 IDS = torch.randint(1, 20, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -72,6 +73,50 @@ def test_blocks_are_found_by_themselves_by_pattern_and_by_list(name):
     found = find_blocks(model)
     assert len(found) == count
     assert found == find_blocks(model, pattern) == find_blocks(model, list(found.values()))
+
+
+SHALLOW = {  # a Hugging Face model of few layers: the name of its config, what that is given, where its layers stand
+    "Bert": ("hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=32", "encoder.layer.*", 2),
+    "Llama": (
+        "hidden_size=16 num_hidden_layers=3 num_attention_heads=2 num_key_value_heads=2 intermediate_size=32",
+        "layers.*",
+        3,
+    ),
+    "T5": ("d_model=16 d_kv=8 num_layers=3 num_heads=2 d_ff=32", "encoder.block.*", 3),
+    "DistilBert": ("dim=16 n_layers=3 n_heads=2 hidden_dim=32", "transformer.layer.*", 3),
+    "Albert": (
+        "embedding_size=8 hidden_size=16 num_hidden_layers=3 num_attention_heads=2 intermediate_size=32",
+        "encoder.albert_layer_groups.*",
+        1,  # whose weights all three layers share
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_the_layers_of_a_shallow_model_are_its_blocks(name):
+    """Though its attention has as many projections beside each other, or more."""
+    transformers = pytest.importorskip("transformers")
+    options, pattern, count = SHALLOW[name]
+    given = {key: int(value) for key, value in (option.split("=") for option in options.split())}
+    config = getattr(transformers, f"{name}Config")(vocab_size=20, bos_token_id=0, eos_token_id=1, **given)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    assert list(find_blocks(model)) == list(find_blocks(model, pattern))
+    assert len(find_blocks(model)) == count
+    keywords = {"decoder_input_ids": IDS} if name == "T5" else {}
+    assert len(values(inspect(model, IDS, **keywords), "block_influence")) == (count if name == "Bert" else 3)
+
+
+class Named(nn.Module):
+    """Blocks side by side, in no list."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2)
+        self.one, self.two, self.three = (nn.TransformerEncoderLayer(2, 1, 2) for _ in range(3))
+
+
+def test_blocks_that_stand_in_no_list_are_found_among_all_children():
+    assert list(find_blocks(Named())) == ["one", "two", "three"]
 
 
 def test_a_star_stands_for_one_component():
@@ -425,6 +470,67 @@ def first(output):
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
+class Beside(NamedTuple):
+    ids: torch.Tensor
+    x: torch.Tensor
+
+
+def model_output(ids, x):
+    return pytest.importorskip("transformers").modeling_outputs.BaseModelOutput(x, (ids, x))
+
+
+class Gives(nn.Module):
+    """A layer whose stream stands somewhere in what it returns."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.linear, self.form = nn.Linear(4, 4), form
+
+    def forward(self, ids, x):
+        return self.form(ids, self.linear(x))
+
+
+class Threads(nn.Module):
+    def __init__(self, form, read):
+        super().__init__()
+        self.layers, self.read = nn.ModuleList(Gives(form) for _ in range(3)), read
+
+    def forward(self, ids, x):
+        for layer in self.layers:
+            x = self.read(layer(ids, x))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("form", "read"),
+    [
+        (lambda ids, x: (ids, x), lambda out: out[1]),
+        (lambda ids, x: (None, x), lambda out: out[1]),
+        (lambda ids, x: [ids, (None, x)], lambda out: out[1][1]),
+        (Beside, lambda out: out.x),
+        (lambda ids, x: {"ids": ids, "x": x, "again": x}, lambda out: out["x"]),
+        (lambda ids, x: ({"ids": ids}, {"x": [x]}), lambda out: out[1]["x"][0]),
+        (model_output, lambda out: out.last_hidden_state),
+    ],
+)
+def test_a_deleted_block_hands_on_the_stream_wherever_it_stands(form, read):
+    torch.manual_seed(0)
+    model, ids, x = Threads(form, read), torch.arange(2), torch.randn(2, 4)
+    with torch.no_grad(), lesion(model, delete=[0, 1, 2]):
+        assert torch.equal(model(ids, x), x)
+    report = lesion_curve(model, lambda model: model(ids, x).norm().item())
+    assert all(values(report, "lesion_drop"))
+
+
+def test_what_else_a_block_gives_stays_as_it_is():
+    ids, x, new = torch.arange(2), torch.randn(2, 4), torch.randn(2, 4)
+    given = model_output(ids, x)
+    changed = replace_first(given, new)
+    assert type(changed) is type(given)
+    assert changed[0] is changed.last_hidden_state is new
+    assert changed.hidden_states[1] is given.last_hidden_state is x
+
+
 def test_blocks_change_places():
     model, x = torch_encoder(), torch.randn(2, 5, 16)
     layers = list(model.layers)
@@ -671,6 +777,18 @@ def test_the_report_is_a_folder(tmp_path):
     assert "6 of 6 blocks can be deleted one at a time for 0.01 or less" in report.verdict[-1]
     assert f"{report.series('gradient_norm')[0]:.3g} at depth 0" in report.verdict[0]
     assert len(report.text.splitlines()) == 8
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_same_picture_is_the_same_file(tmp_path, monkeypatch):
+    report = inspect(text_transformer("pre"), IDS, mask=MASK)
+    kinds = {name: "注意力" if kind == "Attention" else kind for name, kind in report.kinds.items()}
+    report = diagnostics.Report(report.rows, kinds)  # in a script that the font lacks
+    for i, folder in enumerate((tmp_path / "a", tmp_path / "b")):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", str(i))
+        report.save(folder)
+    for name in ("signal.svg", "signal.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_the_examples_header_is_what_was_measured():

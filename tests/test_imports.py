@@ -12,6 +12,7 @@ import resseq
 PACKAGE = Path(resseq.__file__).parent
 # what each part imports, and may: none but itself and those above it
 MAY_IMPORT = {
+    "drawing": set(),
     "merges": set(),
     "packing": set(),
     "pretrained": set(),
@@ -25,15 +26,26 @@ MAY_IMPORT = {
     "transformer": {"layers", "packing", "residual", "schemes"},
     "models": {"layers", "merges", "models", "pretrained", "residual", "schemes", "transformer"},
     "data": {"data", "pretrained"},
-    "diagnostics": {"connections", "diagnostics", "merges", "residual"},
-    "training": {"diagnostics", "training"},
+    "diagnostics": {"connections", "diagnostics", "drawing", "merges", "residual"},
+    "training": {"diagnostics", "drawing", "training"},
     "options": {"data", "models", "training"},
     "run": {"data", "options", "pretrained", "training"},
     "card": {"options", "training"},
     "classification": {"card", "data", "models", "options", "run", "training"},
     "publication": {"data", "pretrained", "run"},
     "inspection": {"diagnostics", "options", "pretrained", "run", "training"},
-    "ablation": {"ablation", "card", "classification", "data", "diagnostics", "options", "residual", "run", "training"},
+    "ablation": {
+        "ablation",
+        "card",
+        "classification",
+        "data",
+        "diagnostics",
+        "drawing",
+        "options",
+        "residual",
+        "run",
+        "training",
+    },
     "cli": {"ablation", "card", "classification", "inspection", "options", "publication", "run"},
     "__main__": {"cli"},
 }

@@ -1,8 +1,10 @@
 """The report of a grid says what its rows say."""
 
 import csv
+import dataclasses
 import html.parser
 import json
+import math
 import re
 import statistics
 
@@ -179,6 +181,41 @@ def test_pictures_name_the_lines_the_faults_and_the_baselines(tmp_path):
     assert {"diverged", "2 layers", "12 layers"} <= words(tmp_path / "curves.svg")
     with open(tmp_path / "curves.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 2 * len(MIXED)
+
+
+def test_what_is_drawn_at_0_and_100_per_cent_is_whole(tmp_path, monkeypatch):
+    from resseq.ablation import pictures
+
+    figures = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
+    pictures.draw_accuracy(findings([row("pre", 2, test=1.0), row("pre", 4, test=0.0)]), tmp_path)
+    (axes,) = figures[0].axes
+    drawn = [artist for artist in (*axes.lines, *axes.collections) if artist.get_transform() != axes.transData]
+    assert len(drawn) > 4
+    assert not any(line.get_clip_on() for line in axes.lines if line.get_marker() != "None")
+    assert not any(bars.get_clip_on() for bars in axes.collections)
+
+
+def test_a_panel_without_a_loss_says_so_and_has_no_numbers(tmp_path):
+    from resseq.ablation.pictures import draw_curves
+
+    found = findings([row("pre", depth, status="diverged", test=None) for depth in (1, 2)])
+    none = dataclasses.replace(found, curves={})
+    draw_curves(none, tmp_path)
+    assert words(tmp_path / "curves.svg") == {"pre", "step", "training loss (nats)", "1 layer", "2 layers", SILENT}
+    some = dataclasses.replace(found, curves={found.rows[0]["cell"]: [(10, 1.5), (20, math.nan)]})
+    draw_curves(some, tmp_path)
+    assert (tmp_path / "curves.svg").read_text().count(f"<!-- {SILENT} -->") == 1
+    assert "1.0" in words(tmp_path / "curves.svg")
+
+
+SILENT = "no finite loss"
+
+
+def test_one_layer_is_one(tmp_path):
+    found = findings([row("pre", 1), row("post", 1)])
+    assert summary(found).startswith("At 1 layer: ")
+    assert "1 layer\n" in table(found)
 
 
 def test_a_gradient_of_zero_is_said_not_dropped(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -306,6 +307,53 @@ def test_bf16_and_compile_train(tmp_path):
     torch._dynamo.reset()
     run = trainer(tmp_path / "run", bf16=True, num_train_epochs=1)
     assert run.train()["step"] == run.steps
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["no", "yes"],
+        ["$_$", "ünï"],
+        ["a" * 60, "W" * 60],
+        ["中文类别" * 20, "한국어"],
+        [f"{i}: a class with a name as long as this one" for i in range(25)],
+        [str(i) for i in range(200)],
+    ],
+)
+def test_the_confusion_of_awkward_classes_is_whole(tmp_path, monkeypatch, classes):
+    from resseq import drawing
+    from resseq.training import pictures
+
+    figures = []
+    monkeypatch.setattr(pictures, "save", lambda *given: (figures.append(given[0]), drawing.save(*given)))
+    confusion = [[int(i == j) for i in range(len(classes))] for j in range(len(classes))]
+    pictures.draw_confusion(confusion, classes, "texts", tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    (figure,) = figures
+    with warnings.catch_warnings(action="ignore"):
+        figure.draw_without_rendering()  # anew: it was drawn at the resolution of the file
+    axes, (width, height) = figure.axes[0], figure.bbox.size
+    assert axes.get_window_extent().width > 60
+    labels = [*axes.get_xticklabels(), *axes.get_yticklabels()] if len(classes) <= 40 else []
+    boxes = [text.get_window_extent() for text in (*labels, axes.xaxis.label, axes.yaxis.label, *figure.texts)]
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
+    assert all(len(label.get_text()) <= 27 for label in labels)
+
+
+def test_the_confusion_of_images_says_so(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from resseq.card import draw_run
+    from resseq.training import pictures
+
+    titles = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: titles.append(figure.get_suptitle()))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "validation_loss": 1.0, "validation_accuracy": 0.5}\n')
+    draw_run(
+        tmp_path, 1, [[1, 0], [0, 1]], SimpleNamespace(classes=["a", "b"], reader=SimpleNamespace(inputs="images"))
+    )
+    assert titles == ["", "Test images (% of each class)"]
 
 
 def test_devices():

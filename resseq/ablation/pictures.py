@@ -6,14 +6,15 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resseq.ablation.report import Findings, accuracies
+from resseq.ablation.report import Findings, accuracies, layers
 from resseq.card import BASELINES
+from resseq.drawing import INK, clean, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY = "#222222", "#8a8a8a"
+GREY = "#8a8a8a"
 # Okabe and Ito's palette, which the colour-blind can tell apart; markers do the same in grey print
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*<>hpd"
@@ -46,18 +47,10 @@ def _legend(figure: "Figure", axes: "Axes", seen: set[str]) -> None:
 
 
 def _save(figure: "Figure", folder: Path, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # the same picture is the same file
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    figure.savefig(folder / f"{name}.png", dpi=160)
+    for suffix in ("svg", "png"):
+        save(figure, folder / f"{name}.{suffix}")
     with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *rows])
-
-
-def _clean(axes: "Axes") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
 
 
 def _depth_axis(axes: "Axes", depths: list[int]) -> None:
@@ -91,7 +84,10 @@ def draw_accuracy(findings: Findings, folder: Path) -> None:
     for i, (line, look) in enumerate(looks.items()):
         # side by side, so that none hides another
         aside = (i - (len(looks) - 1) / 2) * min(5.0, 40 / len(looks))
-        place: dict[str, Any] = {"transform": offset_copy(axes.transData, figure, x=aside, units="points")}
+        place: dict[str, Any] = {
+            "transform": offset_copy(axes.transData, figure, x=aside, units="points"),
+            "clip_on": False,  # whole at 0 and at 100 %
+        }
         means = []
         for depth in findings.depths:
             chosen = findings.chosen(line, depth)
@@ -107,7 +103,7 @@ def draw_accuracy(findings: Findings, folder: Path) -> None:
         axes.plot(findings.depths, means, linewidth=2, markersize=7, label=line, **look, **place)
     _depth_axis(axes, findings.depths)
     _references(axes, findings)
-    _clean(axes)
+    clean(axes)
     axes.set(ylabel="test accuracy (%)", ylim=(0, 100))
     _legend(figure, axes, {status for *_, status, _ in rows})
     _save(figure, folder, "accuracy", ["scheme", "depth", "seed", "status", "test_accuracy"], rows)
@@ -147,14 +143,18 @@ def draw_curves(findings: Findings, folder: Path) -> None:
                 if curve and row["status"] == "diverged":
                     seen.add("diverged")
                     _mark(axes, "diverged", *curve[-1], color=look["color"], clip_on=True, zorder=3)
-        axes.set_title(f"{depth} layers", fontsize=10)
+        axes.set_title(layers(depth), fontsize=10)
+        if not any(at == depth and math.isfinite(loss) for _, at, _, _, loss in rows):
+            axes.text(0.5, 0.5, "no finite loss", transform=axes.transAxes, ha="center", color=INK)
         axes.tick_params(labelbottom=index + columns >= len(depths))  # also where the row below ends before
-        _clean(axes)
+        clean(axes)
     for axes in panels[len(depths) :]:
         axes.set_visible(False)
     if losses := [loss for *_, loss in rows if math.isfinite(loss)]:
         starts = [curve[0][1] for curve in findings.curves.values() if curve and math.isfinite(curve[0][1])]
         panels[0].set_ylim(0, 1.05 * min(max(losses), 1.5 * max(starts, default=math.inf)))
+    else:
+        panels[0].set(xticks=[], yticks=[])  # of all panels, which share their axes
     figure.supxlabel("step", fontsize=10)
     figure.supylabel("training loss (nats)", fontsize=10)
     _legend(figure, panels[0], seen)
@@ -185,7 +185,7 @@ def draw_gradients(findings: Findings, folder: Path) -> None:
             axes.text(0.03, 0.03, text, transform=axes.transAxes, fontsize=8, color=INK)
         axes.set_title(f"{name} residual", fontsize=10)
         _depth_axis(axes, findings.depths)
-        _clean(axes)
+        clean(axes)
     _log_axis(panels["first"], [mean for *_, mean in rows if mean])
     panels["first"].set_ylabel("gradient norm at the start")
     _legend(figure, panels["first"], set())

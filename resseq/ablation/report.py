@@ -93,6 +93,10 @@ def accuracies(rows: list[Row]) -> list[float]:
     return [100 * row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
 
 
+def layers(depth: int) -> str:
+    return f"{depth} layer{'s' if depth > 1 else ''}"
+
+
 def _faults(rows: list[Row]) -> str:
     """ "stuck", or "2 of 3 stuck"; empty where all is well."""
     counts = Counter(row["status"] for row in rows if row["status"] != "finished")
@@ -114,7 +118,7 @@ def _result(rows: list[Row], unit: str = "") -> str:
 
 def _grid(findings: Findings) -> list[list[str]]:
     """Schemes down, depths across."""
-    head = ["scheme", *(f"{depth} layers" for depth in findings.depths)]
+    head = ["scheme", *map(layers, findings.depths)]
     body = [[line, *(_result(findings.chosen(line, depth)) for depth in findings.depths)] for line in findings.lines]
     return [head, *body]
 
@@ -155,7 +159,7 @@ def summary(findings: Findings) -> str:
         f"{'the' if name == 'majority' else 'a'} {BASELINES[name]} {100 * value:.1f} %"
         for name, value in findings.baselines.items()
     ]
-    sentences = [f"At {deepest} layers{how}: {', '.join(found)}"]
+    sentences = [f"At {layers(deepest)}{how}: {', '.join(found)}"]
     if beside:
         sentences.append(f"Beside them: {', '.join(beside)}")
     return ". ".join([*sentences, _conditions(findings)]) + "."

@@ -1,5 +1,6 @@
 """Which modules of a network are its blocks, and where the stream stands in what they take and give."""
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -21,7 +22,8 @@ def find_blocks(model: nn.Module, blocks: Blocks = None) -> dict[str, nn.Module]
 
     Args:
         blocks: a path pattern in which ``*`` stands for one component, such as ``bert.encoder.layer.*``; or a list of
-            modules; unless given, the longest run of neighbours of one type, the outermost of those of equal length.
+            modules; unless given, the longest run of neighbours of one type in a ModuleList, or of two or more in a
+            Sequential; where there is none, among the children of any module. Of equally long ones, the outermost.
     Raises: ValueError where nothing is found.
 
     >>> list(find_blocks(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU()))))
@@ -58,13 +60,20 @@ def _matches(path: str, pattern: str) -> bool:
 
 def _longest_run(model: nn.Module) -> dict[str, nn.Module]:
     runs = [
-        {f"{path}.{name}".lstrip("."): child for name, child in run}
+        (parent, {f"{path}.{name}".lstrip("."): child for name, child in run})
         for path, parent in model.named_modules()
         for kind, run in groupby(parent.named_children(), key=lambda child: type(child[1]))
         if not issubclass(kind, LISTS)
     ]
-    longest: dict[str, nn.Module] = max(runs, key=len, default={})
-    if len(longest) < 2:  # a stack may be of one residual
+    # Four projections side by side are not the blocks where three layers stand in a list. A list may hold one alone,
+    # which runs several times where layers share their weights.
+    listed = [
+        run
+        for parent, run in runs
+        if isinstance(parent, nn.ModuleList) or (isinstance(parent, nn.Sequential) and len(run) > 1)
+    ]
+    longest: dict[str, nn.Module] = max(listed or [run for _, run in runs], key=len, default={})
+    if not listed and len(longest) < 2:  # a lone residual is a block
         longest = {path: part for path, part in model.named_modules() if isinstance(part, Residual)}
     if not longest:
         raise ValueError(
@@ -111,8 +120,15 @@ def stream_of(value: Any, owner: str) -> Tensor:
 
 
 def replace_first(value: Any, new: Tensor) -> Any:
-    """A block's output with another stream in it: the tensor itself, or the first item of a tuple or list."""
-    if isinstance(value, (tuple, list)) and value:
-        items = [replace_first(value[0], new), *value[1:]]
+    """What a module gave, with another tensor in the place of the one that ``first_tensor`` finds."""
+    if isinstance(value, Mapping):
+        key = next(key for key, item in value.items() if first_tensor(item) is not None)
+        changed: Any = copy.copy(value)  # of the same class, such as Hugging Face's ModelOutput
+        changed[key] = replace_first(value[key], new)
+        return changed
+    if isinstance(value, (tuple, list)):
+        items = list(value)
+        place = next(i for i, item in enumerate(items) if first_tensor(item) is not None)
+        items[place] = replace_first(items[place], new)
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return new

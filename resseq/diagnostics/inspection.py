@@ -32,7 +32,7 @@ def inspect(
 
     Args:
         blocks: a path pattern in which ``*`` stands for one component (``"encoder.layer.*"``) or a list of modules;
-            the longest run of neighbours of one type unless given.
+            unless given, the longest run of neighbours of one type in a ModuleList or Sequential, or else in any.
         loss: of the model's output, a scalar; unless given, what the output calls ``loss`` itself, as Hugging Face's
             do when they get labels, or else the output's product with a fixed random direction: its gradients tell how
             depth changes them, but not how large they will be in training.

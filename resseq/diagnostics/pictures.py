@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resseq.drawing import INK, clean, save
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from resseq.diagnostics.report import Report
 
-INK, COLOURS = "#222222", ("#2f6690", "#c8553d", "#5b8e7d", "#8d6a9f", "#b08900", "#6b7280")
+COLOURS = ("#2f6690", "#c8553d", "#5b8e7d", "#8d6a9f", "#b08900", "#6b7280")
 STREAM = {"stream_rms": "stream", "token_spread": "stream", "gradient_norm": "stream"}  # no single block's statistics
 Panel = tuple[str, str, tuple[str, ...]]  # title, what the axis shows, statistics
 PICTURES: dict[str, list[Panel]] = {
@@ -47,7 +49,7 @@ def draw_pictures(report: "Report", folder: Path) -> list[Path]:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _draw_panel(axes, report, *panel)
         for suffix in ("svg", "png"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
+            save(figure, folder / f"{name}.{suffix}")
         shown = [statistic for panel in panels for statistic in panel[2]]
         report.frame[report.frame["statistic"].isin(shown)].to_csv(folder / f"{name}.csv", index=False)
         drawn.append(folder / f"{name}.png")
@@ -75,8 +77,7 @@ def _draw_panel(axes: "Axes", report: "Report", title: str, unit: str, statistic
         axes.set_ylim(0, 1.08 * max(values) or 1)  # small differences look small
     axes.set(title=title, xlabel="depth (blocks)", ylabel=unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
+    clean(axes)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, fontsize=8)
 
