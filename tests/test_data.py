@@ -421,6 +421,43 @@ def test_folders_of_texts(tmp_path):
     assert "1.txt: line 2 is not in UTF-8" in refused(load_as_is, tmp_path / "plain")
 
 
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_what_lies_beside_the_folders_of_labels_is_no_example(tmp_path):
+    for split in ("train", "test"):  # as the IMDb archive has it
+        put(tmp_path / "imdb" / split / f"urls_{split}.txt", "http://")
+        for label in ("neg", "pos", "unsup"):
+            put(tmp_path / "imdb" / split / label / "0.txt", f"{label} {split}")
+    data = load_as_is(tmp_path / "imdb")
+    assert data.splits == {"test": (["neg test", "pos test"], [0, 1]), "train": (["neg train", "pos train"], [0, 1])}
+    assert data.classes == ["neg", "pos"]
+    for name in ("neg/0.txt", "pos/0.txt", ".ipynb_checkpoints/0.txt", "pos/._0.txt", "pos/.ipynb_checkpoints/0.txt"):
+        put(tmp_path / "plain" / name, name)
+    assert load_as_is(tmp_path / "plain").splits == {"train": (["neg/0.txt", "pos/0.txt"], [0, 1])}
+    put(tmp_path / "plain" / "pos" / "more" / "1.txt", "of no split")
+    put(tmp_path / "plain" / "test" / "0.txt", "a label like a split")
+    assert load_as_is(tmp_path / "plain").classes == ["neg", "pos", "test"]
+
+
+def test_hidden_files_of_rows_are_no_data(tmp_path):
+    write(tmp_path / "a.csv")
+    put(tmp_path / "._a.csv", "\0")
+    assert load_as_is(tmp_path).classes == ["neg", "pos"]
+
+
+@pytest.mark.parametrize(("name", "sign"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_two_columns_of_one_name_are_refused(tmp_path, name, sign):
+    put(tmp_path / name, "text,label,label,,\na,x,y,,\n".replace(",", sign))
+    assert f"got {tmp_path / name}: the header has the column 'label' 2 times. Mend it" in refused(
+        load_as_is, tmp_path / name
+    )
+    put(tmp_path / name, "text,label,,\na,x,,\n".replace(",", sign))  # as spreadsheets leave them at the end
+    assert load_as_is(tmp_path / name).classes == ["x"]
+
+
 def test_several_text_columns_are_joined(tmp_path):
     path = write(tmp_path / "a.jsonl", [("it rains", 7, "x")], columns=("premise", "hypothesis", "label"))
     assert load_as_is(path, text_column=("premise", "hypothesis")).splits["train"].inputs == ["it rains | 7"]

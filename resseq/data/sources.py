@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 T = TypeVar("T")
+UNLABELLED = "unsup"  # the folder that the IMDb archive has beside those of its classes
 Table = dict[str, list[Any]]
 """Column name -> values, one a row."""
 
@@ -49,7 +50,7 @@ def _split_of(name: str) -> str | None:
 
 
 def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
+    files = _visible(folder, "*", tuple(READERS))
     if not files:
         if splits := read_class_folder(folder, "text", (".txt",), _read_text):
             return splits
@@ -74,19 +75,23 @@ def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
 def read_class_folder(
     folder: Path, column: str, endings: tuple[str, ...], read: Callable[[Path], Any]
 ) -> dict[str, dict[str, Table]]:
-    """An example in each file, in a folder named by its label: LABEL/*.txt, or SPLIT/LABEL/*.txt; {} without any."""
+    """An example in each file, in a folder named by its label: SPLIT/LABEL/*.txt, or LABEL/*.txt; {} without any."""
+    files = [(_split_of(path.parts[-3]), path) for path in _visible(folder, "*/*/*", endings)]
+    if not any(split for split, _ in files):  # else what lies beside the labels, in SPLIT/*.txt, is no example
+        files = [("train", path) for path in _visible(folder, "*/*", endings)]
     splits: dict[str, dict[str, Table]] = {}
-    for pattern in ("*/*", "*/*/*"):
-        for path in sorted(path for path in folder.glob(pattern) if path.suffix.lower() in endings):
-            inside = path.parent.parent
-            split = "train" if inside == folder else _split_of(inside.name)
-            if split:
-                table = splits.setdefault(split, {}).setdefault(str(inside), {column: [], "label": []})
-                table[column].append(read(path))
-                table["label"].append(path.parent.name)
-        if splits:
-            break
+    for split, path in files:
+        if split and path.parent.name != UNLABELLED:
+            table = splits.setdefault(split, {}).setdefault(str(path.parent.parent), {column: [], "label": []})
+            table[column].append(read(path))
+            table["label"].append(path.parent.name)
     return splits
+
+
+def _visible(folder: Path, pattern: str, endings: tuple[str, ...]) -> list[Path]:
+    """The files with these endings, sorted; what a system or an editor put there has a name with a dot in front."""
+    files = (path for path in folder.glob(pattern) if path.suffix.lower() in endings)
+    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _read_hub(name: str) -> dict[str, dict[str, Table]]:
@@ -164,6 +169,9 @@ def _read_csv(path: Path, delimiter: str = ",") -> Table:
             raise ValueError(f"the row that begins in line {begun}: {error}") from error
     if hint := _other_delimiter(header, delimiter):
         raise ValueError(f"the header has one column{hint}")
+    for name in filter(None, header):  # columns without a name, as spreadsheets leave at the end, are nobody's
+        if header.count(name) > 1:
+            raise ValueError(f"the header has the column {name!r} {header.count(name)} times")
     return {name: [row[column] for row in rows] for column, name in enumerate(header)}
 
 
