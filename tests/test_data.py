@@ -233,6 +233,25 @@ def test_hub_test_part_without_labels_counts_as_lacking(hub):
     assert (len(data.splits["train"].inputs), len(data.splits["test"].inputs)) == (9, 1)
 
 
+@pytest.mark.parametrize("content", ["id,text\n1,a\n", "text,label\na,\nb,\n"])
+def test_a_test_file_without_labels_counts_as_lacking(tmp_path, content):
+    write(tmp_path / "train.csv", numbered(20))
+    put(tmp_path / "test.csv", content)
+    data = load(tmp_path)
+    assert data.carved == ("validation", "test")
+    assert {split: len(rows.inputs) for split, rows in data.splits.items()} == {"test": 2, "validation": 2, "train": 16}
+    put(tmp_path / "test-more.csv", "text,label\nc,b\n")  # a test split with some labels needs all
+    assert f"{tmp_path / 'test.csv'}" in refused(load, tmp_path)
+    (tmp_path / "test-more.csv").unlink()
+    put(tmp_path / "train.csv", content)
+    assert f"{tmp_path / 'train.csv'}" in refused(load, tmp_path)
+    (tmp_path / "train.csv").rename(tmp_path / "validation.csv")
+    assert refused(load_as_is, tmp_path, classes=["a", "b"]) == (
+        f"data: some split must have labels; got none in test, validation of {tmp_path}."
+        " Name their column by --label-column."
+    )
+
+
 @pytest.mark.parametrize("part", ["train", "full"])
 def test_hub_with_one_part_is_carved(hub, part):
     hub(**{part: class_labels([0, 1] * 5, ["a", "b"])})

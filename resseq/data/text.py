@@ -35,8 +35,8 @@ def load_text(options: TextOptions, classes: list[str] | None = None, carve: boo
     """Load labelled texts and number their classes.
 
     A validation or test split that the source lacks is carved from its train split, by a permutation that follows from
-    `options.data_seed`; validation never stands in for test. Such a split in which every label is null (on the hub: -1)
-    counts as lacking.
+    `options.data_seed`; validation never stands in for test. Such a split without a label column, or in which every
+    label is empty or null (on the hub: -1), counts as lacking.
 
     Args:
         classes: class names of an earlier run, in its order; by default those of the train split, sorted (integers by
