@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -211,6 +212,22 @@ def test_a_bad_option_is_refused_and_the_folder_stays_free(options, message, dat
     with pytest.raises(ValueError, match=message):
         resseq.train(data=data, output_dir=str(tmp_path / "run"), **given)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_numbers_out_of_arrays_are_options(data, tmp_path):
+    given = {"seed": np.int64(3), "learning_rate": np.float32(0.5), "bf16": np.bool_(False), "scheme": np.str_("pre")}
+    options = TrainOptions(**given)
+    assert {name: type(getattr(options, name)) for name in given} == {
+        "seed": int,
+        "learning_rate": float,
+        "bf16": bool,
+        "scheme": str,
+    }
+    with pytest.raises(ValueError, match=r"--seed is a value of type int; got array\(\[1, 2\]\)\. Give one"):
+        TrainOptions(seed=np.array([1, 2]))
+    given = {"schemes": "pre", "dim": np.int64(16), "heads": 2, "vocab_size": 100, "max_steps": 2, "workers": 1}
+    found = resseq.ablate(data=data, depths=np.int64(1), seeds=np.arange(2), output_dir=str(tmp_path), **given)
+    assert sorted(found.frame["seed"]) == [0, 1]
 
 
 def test_pictures_of_awkward_classes(tmp_path):

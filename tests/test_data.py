@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from resseq.data import (
     encode,
     load_text,
     load_tokenizer,
+    prepare,
     save_tokenizer,
     train_tokenizer,
 )
@@ -389,6 +391,29 @@ def test_bad_json_is_refused(tmp_path, content, reason):
     message = refused(load_as_is, path)
     assert str(path) in message
     assert reason in message
+
+
+def test_json_lines_under_another_name_are_recognised(tmp_path):
+    path = write(tmp_path / "a.jsonl").rename(tmp_path / "a.json")
+    assert refused(load_as_is, path) == (
+        f"data: a data file must be readable; got {path}: it is JSON Lines. Rename it to .jsonl."
+    )
+    for content in ('{"text": "a"}\n7\n', '[{"text": "a"}] {"text": "b"}'):
+        path.write_text(content)
+        assert refused(load_as_is, path).endswith(". Mend it, or export it anew.")
+
+
+def test_a_class_for_each_row_is_refused(tmp_path):
+    path = write(tmp_path / "a.csv", [(f"text {i}", f"{i}", "ab"[i % 2]) for i in range(299)], ("text", "id", "label"))
+    options = TextOptions(data=str(path), label_column="id", vocab_size=50)
+    assert refused(prepare, options) == (
+        "prepare: classes must be at most half as many as the rows for training; got 299 classes in 239 rows of "
+        f"{path}. Name another column by --label-column."
+    )
+    assert len(prepare(replace(options, max_train_samples=30)).classes) == 299
+    assert "in 239 rows" in refused(prepare, replace(options, max_train_samples=1000))
+    path = write(tmp_path / "few.csv", numbered(24))  # so few may all differ
+    assert len(prepare(TextOptions(data=str(path), label_column="text", vocab_size=50)).classes) == 24
 
 
 def test_faults_in_many_rows_are_summed_up(tmp_path):

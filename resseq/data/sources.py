@@ -132,13 +132,16 @@ def _read_text(path: Path) -> str:
 
 
 def _readable(read: Callable[[Path], T], path: Path) -> T:
+    fix = "Mend it, or export it anew"
     try:
         return read(path)
     except UnicodeDecodeError:
         reason = f"line {_first_bad_line(path)} is not in UTF-8"
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         reason = _one_line(error)
-    raise ValueError(f"data: a data file must be readable; got {path}: {reason}. Mend it, or export it anew.")
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and _is_jsonl(path):
+            reason, fix = "it is JSON Lines", "Rename it to .jsonl"
+    raise ValueError(f"data: a data file must be readable; got {path}: {reason}. {fix}.")
 
 
 def _first_bad_line(path: Path) -> int:
@@ -198,6 +201,13 @@ def _read_jsonl(path: Path) -> Table:
                 except (ValueError, TypeError) as error:
                     raise ValueError(f"line {number} is no JSON object") from error
     return _columns(rows)
+
+
+def _is_jsonl(path: Path) -> bool:
+    try:
+        return bool(_read_jsonl(path))
+    except ValueError:
+        return False
 
 
 def _read_json(path: Path) -> Table:
