@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -116,6 +117,21 @@ def test_predict_gives_a_row_for_each_line_in_order(run, tmp_path):
         assert [row["label"] for row in from_file] == [row["label"] for row in rows]
     file.write_bytes(b"this, a saw it is\r\n\xff\xfe\n")
     assert [row["label"] for row in resseq.predict(str(folder), str(file))][0] == "tool"
+
+
+def test_predict_reads_whatever_training_reads(run, monkeypatch):
+    folder, _ = run
+    odd = [3, np.float64(2.5), "a\ud800b", ("this", "a saw it is"), ""]
+    plain = ["3", "2.5", "a?b", "this | a saw it is", ""]
+    assert list(resseq.predict(folder, odd)) == list(resseq.predict(folder, plain))
+    assert len(list(resseq.predict(folder, pd.Series(["None", "nan"])))) == 2
+    message = r"data: every row must have a text; got none in rows 2, 4 of what is to be predicted\. Fill or delete"
+    for missing in (None, float("nan"), np.nan, pd.NA, pd.NaT, ("a", None)):
+        with pytest.raises(ValueError, match=message):
+            list(resseq.predict(folder, ["a", missing, "b", missing]))
+    monkeypatch.setattr("resseq.classification.CHUNK", 3)
+    with pytest.raises(ValueError, match="got none in row 5 of"):
+        list(resseq.predict(folder, ["a"] * 4 + [None]))
 
 
 def shell(*arguments, **options):
