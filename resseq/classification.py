@@ -62,6 +62,8 @@ def train_with(options: TrainOptions, corpus: "Corpus | None" = None) -> dict[st
     with claim(options.folder):
         finished = earlier(options)
         if finished is not None:
+            if corpus is None:
+                held_out(Run.load(options.folder, "cpu"), None, "test")  # raises where the data is not what it was
             return finished
         reader, encoder = open_checkpoint(options) if options.fine_tunes else (None, None)
         check_model(options, reader and reader.checkpoint)
@@ -221,7 +223,7 @@ def evaluate(
         loaded, data, split, text_column=text_column, image_column=image_column, label_column=label_column
     )
     batches, _ = evaluation_batches(loaded.reader.encode(*rows), batch_size)
-    metrics = measure(logits_of(loaded.model, batches, loaded.device))
+    metrics = measure(logits_of(loaded.model, batches, loaded.device, loaded.options.bf16))
     return {
         "data": loaded.options.data if data is None else data,
         "split": name,

@@ -60,11 +60,10 @@ class Run:
 
         folder = fetch_run(str(folder)) if str(folder).startswith(HUB) else Path(folder)
         if not (folder / "manifest.json").exists():
-            why = "it is not finished" if (folder / "config.json").exists() else "there is none"
-            raise ValueError(
-                f"Run: the folder must hold a finished run; got {folder}: {why}. "
-                f"Use resseq train --output-dir {folder} --resume auto."
-            )
+            begun = (folder / "config.json").exists()
+            why = "it is not finished" if begun else "there is none"
+            fix = "Type the command that began it once more, with --resume auto" if begun else "Check the spelling"
+            raise ValueError(f"Run: the folder must hold a finished run; got {folder}: {why}. {fix}.")
         config = read_config(folder)
         verify(folder)
         options = TrainOptions(**config["options"])
@@ -168,6 +167,10 @@ def checkpoint_reader(options: TrainOptions, tokenizer: "Tokenizer", pretrained:
     return (PairReader if pairs else TextReader)(tokenizer, options.max_length, pretrained)
 
 
+def _rows_per_step(options: dict[str, Any]) -> int:
+    return options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+
+
 def earlier(options: TrainOptions) -> dict[str, Any] | None:
     """The result of the run that the folder holds, if it is finished and whole.
 
@@ -191,8 +194,9 @@ def earlier(options: TrainOptions) -> dict[str, Any] | None:
         )
     earlier, now = read_config(folder)["options"], json.loads(json.dumps(asdict(options)))
     changed = [name for name in now if name not in UNBOUND and now[name] != earlier.get(name)]
-    if changed and not (options.resume == "resized" and SIZES.issuperset(changed)):
-        resized = ", or --resume resized" if SIZES.issuperset(changed) else ""
+    same_step = SIZES.issuperset(changed) and _rows_per_step(now) == _rows_per_step(earlier)
+    if changed and not (options.resume == "resized" and same_step):
+        resized = ", or --resume resized" if same_step else ""
         raise ValueError(
             "train: a resumed run keeps its options; got "
             + ", ".join(f"{name}={now[name]!r} (was {earlier.get(name)!r})" for name in changed)

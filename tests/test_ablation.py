@@ -245,14 +245,14 @@ def test_saved_bytes_count_each_storage_once_and_no_parameter():
 
 def test_the_loss_of_chance_is_the_entropy_of_the_labels():
     tokens = Tokens(torch.zeros(4, dtype=torch.int32), torch.ones(4, dtype=torch.int64), [0, 0, 1, 1], 0.0)
-    assert chance_loss(tokens, 2, 0.0) == pytest.approx(math.log(2))
+    assert chance_loss(tokens, 2, TrainOptions(label_smoothing_factor=0.0)) == pytest.approx(math.log(2))
     skewed = Tokens(tokens.ids, tokens.lengths, [0, 0, 0, 1], 0.0)
     expected = -sum(p * math.log(p) for p in (0.7, 0.3))
-    assert chance_loss(skewed, 2, 0.2) == pytest.approx(expected)
+    assert chance_loss(skewed, 2, TrainOptions(label_smoothing_factor=0.2)) == pytest.approx(expected)
 
 
 def test_rows_say_what_was_chosen_and_measured(whole, corpus):
-    chance = chance_loss(corpus.splits["train"], 3, 0.0)
+    chance = chance_loss(corpus.splits["train"], 3, TrainOptions(label_smoothing_factor=0.0))
     frame = whole.frame
     assert list(frame.columns) == [
         *("model", "scheme", "depth", "seed", "learning_rate", "warmup_steps", "init", "status", "diverged_step"),
@@ -606,3 +606,31 @@ def test_a_cell_trains_for_300_steps_unless_it_is_told_otherwise(tmp_path):
     assert steps(max_steps=7) == (7, 8)
     assert steps(num_train_epochs=2) == (None, 2)
     assert as_options(num_train_epochs=2).command == "resseq ablate --num-train-epochs 2"
+
+
+def test_what_is_given_is_never_taken_for_a_default():
+    given = {"schemes": ("post", "pre", "highway"), "depths": (2, 6, 12), "num_train_epochs": 2, "dropout": 0.1}
+    options = as_options(task="image", **given)
+    assert (options.schemes, options.depths, options.num_train_epochs) == (given["schemes"], given["depths"], (2,))
+    words = "--schemes post pre highway --depths 2 6 12 --num-train-epochs 2 --dropout 0.1 --task image"
+    assert options.command == f"resseq ablate {words}"
+    usual = as_options(task="image")
+    assert (usual.schemes, usual.depths, usual.model) == (("plain", "residual"), (20, 56), ("cifar-resnet",))
+    assert as_options(task="image", model="resnet18").depths == (None,)  # its name says it
+
+
+def test_chance_weighs_classes_as_training_does():
+    tokens = Tokens(torch.zeros(4, dtype=torch.int32), torch.ones(4, dtype=torch.int64), [0, 0, 0, 1], 0.0)
+    options = TrainOptions(class_weights="balanced", label_smoothing_factor=0.0)
+    assert chance_loss(tokens, 3, options) == pytest.approx(math.log(2))  # of the two classes that are there
+
+
+def test_a_finished_grid_is_not_served_for_data_that_changed(tmp_path, data):
+    file = tmp_path / "data.csv"
+    file.write_text(Path(data).read_text())
+    options = small(str(file), tmp_path / "out", schemes="pre", depths=1)
+    resseq.ablate(**options)
+    assert len(resseq.ablate(**options).findings.rows) == 1
+    file.write_text(Path(data).read_text().replace("apple", "quince"))
+    with pytest.raises(ValueError, match="all cells of a folder share their data; got another"):
+        resseq.ablate(**options)

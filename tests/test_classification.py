@@ -199,7 +199,9 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path, data):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="config.json must be one that resseq train wrote"):
         resseq.train(data=data, output_dir=str(tmp_path), resume="auto")
-    with pytest.raises(ValueError, match="it is not finished. Use resseq train --output-dir .* --resume auto"):
+    with pytest.raises(
+        ValueError, match="it is not finished. Type the command that began it once more, with --resume auto"
+    ):
         Run.load(tmp_path)
 
 

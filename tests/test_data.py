@@ -948,3 +948,17 @@ def test_real_data_through_to_a_batch(folder):
     assert batch["ids"].shape == batch["mask"].shape == (32, batch["mask"].sum(1).max())
     assert batches.padding() < 0.1
     assert (tokens.ids == 1).double().mean() == 0  # every character was seen in training
+
+
+def test_no_batch_is_of_one_row_beside_others():
+    for rows, size, sizes in (
+        (33, 32, [16, 17]),
+        (9, 4, [2, 3, 4]),
+        (10, 4, [2, 4, 4]),
+        (1, 4, [1]),
+        (3, 1, [1, 1, 1]),
+    ):
+        batches = list(LengthBatches(torch.arange(rows), size, seed=0))
+        assert sorted(map(len, batches)) == sizes
+        assert sorted(sum(batches, [])) == list(range(rows))
+        assert len(LengthBatches(torch.arange(rows), size, seed=0)) == len(batches)

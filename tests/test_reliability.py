@@ -328,6 +328,8 @@ def test_another_batch_size(run, data):
     message = r"got per_device_train_batch_size=4 \(was 8\), gradient.*=2 \(was 1\)\. .*or --resume resized"
     with pytest.raises(ValueError, match=message):
         train(run, data, resume="auto", **sizes)
+    with pytest.raises(ValueError, match=r"_size=16 \(was 8\)\. Give the earlier values, or another"):
+        train(run, data, resume="resized", per_device_train_batch_size=16)  # its steps would be other steps
     with pytest.raises(ValueError, match=r"got dim=32 \(was 16\)\. Give the earlier values, or another"):
         train(run, data, resume="resized", dim=32)
     assert train(run, data, resume="resized", **sizes)["steps"] == STEPS
@@ -337,6 +339,15 @@ def test_a_finished_run_is_left_alone(run, data, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     assert main(flags(run, data, resume="auto")) == 0
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_is_not_served_for_data_that_changed(tmp_path):
+    data = write_rows(tmp_path / "things.csv")
+    resseq.train(data=data, output_dir=tmp_path / "run", **OPTIONS | {"max_steps": 1})
+    assert train(tmp_path / "run", data, resume="auto", max_steps=1)["steps"] == 1
+    Path(data).write_text(Path(data).read_text().replace("apple", "quince"))
+    with pytest.raises(ValueError, match="the run's own data must be as it was in training; got another"):
+        train(tmp_path / "run", data, resume="auto", max_steps=1)
 
 
 def hold(folder: Path, ready) -> None:

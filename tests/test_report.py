@@ -197,3 +197,10 @@ def test_a_cell_that_failed_before_it_was_measured(tmp_path):
     )
     assert "failed" in words(tmp_path / "accuracy.svg")
     assert (tmp_path / "gradients.csv").read_text().splitlines() == ["scheme,depth,residual,gradient_norm"]
+
+
+def test_two_data_sets_of_one_name_are_told_apart():
+    rows = [row(seed=seed, data=f"{folder}/train.csv") for folder in "ab" for seed in (0, 1)]
+    assert findings(rows, axes=["data"]).lines == ["pre (data a/train.csv)", "pre (data b/train.csv)"]
+    rows = [row(seed=0, data=f"{name}.csv") for name in "ab"]
+    assert findings(rows, axes=["data"]).lines == ["pre (data a)", "pre (data b)"]

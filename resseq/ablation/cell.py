@@ -116,8 +116,14 @@ def read_record(cell: Cell) -> dict[str, Any] | None:
 def row_of(cell: Cell, axes: list[str], record: dict[str, Any]) -> Row:
     """A cell's row: what was chosen, what was measured."""
     chosen = {name: getattr(cell.options, name) for name in dict.fromkeys((*CHOSEN, *axes))}
+    chosen["depth"] = chosen["depth"] or layers_named(cell.options.model)
     measured = {name: record["measured"].get(name) for name in MEASURED}
     return chosen | measured | {"cell": cell.name, "error": record["measured"].get("error")}
+
+
+def layers_named(model: str) -> int | None:
+    """The depth that is part of a model's name, as in resnet18."""
+    return int(model.removeprefix("resnet")) if model.startswith("resnet") else None
 
 
 def _read(path: Path) -> Any:
@@ -158,7 +164,7 @@ def curve(folder: Path) -> list[tuple[int, float, float]]:
 
 def _measure_result(cell: Cell, corpus: "Corpus", result: dict[str, Any]) -> Row:
     """The part of a row that a finished run gives."""
-    chance = chance_loss(corpus.splits["train"], len(corpus.classes), cell.options.label_smoothing_factor)
+    chance = chance_loss(corpus.splits["train"], len(corpus.classes), cell.options)
     logged = curve(cell.folder)
     last = [row for row in logged if row[0] > 0.9 * result["steps"]] or logged[-1:]
     loss, accuracy = (sum(row[i] for row in last) / len(last) if last else None for i in (1, 2))
@@ -190,12 +196,15 @@ def judge(losses: list[float], end: float | None, chance: float) -> str:
     return "unstable" if near_chance or max(losses[learnt:]) > 2 * chance else "finished"
 
 
-def chance_loss(train: "Tokens | Images", classes: int, smoothing: float) -> float:
-    """The loss, in nats, of always answering the class frequencies: the entropy of the (smoothed) labels."""
+def chance_loss(train: "Tokens | Images", classes: int, options: "TrainOptions") -> float:
+    """The loss, in nats, of always answering the class frequencies: the entropy of the (smoothed, weighted) labels."""
     import torch
 
     assert train.labels is not None
-    frequencies = torch.bincount(train.labels, minlength=classes).double() / len(train)
+    counts = torch.bincount(train.labels, minlength=classes).double()
+    if options.class_weights == "balanced":
+        counts = counts.clamp(max=1)  # each class that is there weighs the same
+    frequencies, smoothing = counts / counts.sum(), options.label_smoothing_factor
     return torch.special.entr((1 - smoothing) * frequencies + smoothing / classes).sum().item()
 
 

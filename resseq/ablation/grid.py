@@ -14,8 +14,13 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
-from resseq.ablation.cell import Cell
+from resseq.ablation.cell import Cell, layers_named
 from resseq.options import IMAGE_MODELS, TEXT_MODELS, UNBOUND, ModelOptions, TrainOptions, check_model, spell_out
+
+
+class Usual(tuple[Any, ...]):
+    """Values that nobody gave: what is usual for a task may take their place."""
+
 
 PLURAL = {"scheme": "schemes", "depth": "depths", "seed": "seeds", "learning_rate": "learning_rates", "init": "inits"}
 # The first command's own setting: a shallow, a middle and a deep model, minutes on two cores.
@@ -77,7 +82,7 @@ def _grid_fields() -> Iterable[tuple[str, Any, Any]]:
         hint, default = HINTS[name], own[name].default
         if name in AXES:
             about = tyro.conf.arg(help=descriptions[name], metavar=f"{_shown(hint)} ...")
-            values = DEFAULTS.get(name, (default,))
+            values = Usual(DEFAULTS.get(name, (default,)))
             yield PLURAL.get(name, name), Annotated[tuple[hint, ...], about], field(default=values)
         elif name not in ("output_dir", "resume", "dataloader_num_workers"):
             yield name, Annotated[hint, tyro.conf.arg(help=descriptions[name])], field(default=default)
@@ -109,10 +114,8 @@ class AblateOptions(Grid):
 
     def __post_init__(self) -> None:
         """Raise for a flag without a value, and for a count that is too small; put in what is usual for images."""
-        if self.num_train_epochs != (None,) and self.max_steps == DEFAULTS["max_steps"]:
-            object.__setattr__(self, "max_steps", (None,))  # epochs were asked for
         for each in fields(self):
-            if self.task == "image" and getattr(self, each.name) == each.default:
+            if isinstance(getattr(self, each.name), Usual):
                 object.__setattr__(self, each.name, self._usual(each))
         for name in AXES:
             plural = PLURAL.get(name, name)
@@ -134,9 +137,13 @@ class AblateOptions(Grid):
     def _usual(self, option: Any) -> Any:
         """An option's default in this task."""
         name = next((single for single, plural in PLURAL.items() if plural == option.name), option.name)
-        if self.task == "text" or name not in AXES or name not in DEFAULTS | IMAGE_DEFAULTS:
+        if name == "max_steps" and not isinstance(self.num_train_epochs, Usual):
+            return Usual((None,))  # epochs were asked for
+        if self.task == "text" or name not in DEFAULTS | IMAGE_DEFAULTS:
             return option.default
-        return IMAGE_DEFAULTS.get(name, (getattr(TrainOptions, name),))
+        if name == "depth" and all(layers_named(model) for model in self.model):
+            return Usual((None,))  # resnet18 says it in its name
+        return Usual(IMAGE_DEFAULTS.get(name, (getattr(TrainOptions, name),)))
 
     @property
     def folder(self) -> Path:
@@ -155,7 +162,7 @@ class AblateOptions(Grid):
         words = ["resseq", "ablate"]
         for each in fields(self):
             value, flag = getattr(self, each.name), each.name.replace("_", "-")
-            if value in (self._usual(each), (None,)):
+            if isinstance(value, Usual) or (not isinstance(value, tuple) and value == each.default):
                 continue
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")

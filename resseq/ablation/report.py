@@ -66,9 +66,14 @@ class Findings:
 
     def line_of(self, row: Row) -> str:
         """ "post", or "post (data reviews)"."""
-        values = {axis: Path(row[axis]).stem if axis == "data" else row[axis] for axis in self.axes if axis in APART}
+        values = {axis: self._data_name(row) if axis == "data" else row[axis] for axis in self.axes if axis in APART}
         named = ", ".join(f"{_words(axis)} {value}" for axis, value in values.items())
         return f"{row['scheme']} ({named})" if named else row["scheme"]
+
+    def _data_name(self, row: Row) -> str:
+        """Short, unless two data sets would have one name."""
+        names = {each["data"]: Path(each["data"]).stem for each in self.rows}
+        return names[row["data"]] if len(set(names.values())) == len(names) else row["data"]
 
     def chosen(self, line: str, depth: int) -> list[Row]:
         """A line's rows at a depth, one a seed: of the settings that the axes give, the one that validates best."""

@@ -83,10 +83,10 @@ def ablate_with(options: AblateOptions, tell: Tell = lambda line: None) -> Ablat
     _make_folder(options.folder)
     records = {cell.name: record for cell in cells if (record := read_record(cell))}
     left = [cell for cell in cells if cell.name not in records]
-    if left:
-        with _stoppable(tell):
-            corpora = prepare_corpora(left)
-            _check_same_data((cell for cell in cells if cell.name in records), corpora)
+    with _stoppable(tell):
+        corpora = prepare_corpora(cells)
+        _check_same_data((cell for cell in cells if cell.name in records), corpora)
+        if left:
             records |= _Sweep(left, corpora, options, tell).run()
     findings = _findings(cells, options, records)
     report.write_report(findings, options.folder)
@@ -109,10 +109,10 @@ def prepare_corpora(cells: list[Cell]) -> dict["DataOptions", "Corpus"]:
 
 
 def _check_same_data(done: Iterable[Cell], corpora: dict["DataOptions", "Corpus"]) -> None:
-    """Raise where the cells that are done were trained on other data than those that are left would be."""
+    """Raise where the cells that are done were trained on other data than is there now."""
     for cell in done:
-        corpus = corpora.get(data_options(cell.options))
-        if corpus and (changed := changed_parts(read_config(cell.folder)["fingerprint"], corpus.fingerprint)):
+        corpus = corpora[data_options(cell.options)]
+        if changed := changed_parts(read_config(cell.folder)["fingerprint"], corpus.fingerprint):
             raise ValueError(
                 f"ablate: all cells of a folder share their data; got another {', '.join(changed)} in "
                 f"{cell.options.data} than the finished cells had. Restore it, or use another --output-dir."

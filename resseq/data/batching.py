@@ -162,8 +162,16 @@ class LengthBatches(Sampler[list[int]]):
         order = torch.randperm(len(self.lengths), generator=generator)
         batches: list[Tensor] = []
         for pool in order.split(POOL * self.batch_size):
-            batches.extend(pool[self.lengths[pool].argsort(stable=True)].split(self.batch_size))
+            batches.extend(_split(pool[self.lengths[pool].argsort(stable=True)], self.batch_size))
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _split(rows: Tensor, size: int) -> list[Tensor]:
+    """Batches of this size and a smaller last one; but none of one row beside others: batch norms fail on it."""
+    batches = list(rows.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1 < size:
+        batches[-2:] = torch.cat(batches[-2:]).tensor_split(2)
+    return batches
 
 
 def collate(items: Sequence[Item]) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ class TrainingOptions:
     output_dir: str | None = None
     """Run folder; runs/DATA-MODEL-SCHEME unless given."""
     resume: Literal["never", "auto", "resized"] = "never"
-    """auto: go on from the run folder's checkpoint, or start where there is none; resized: with another batch size."""
+    """auto: go on from the run folder's checkpoint, or start where there is none; resized: with another batch size
+    for as many examples a step, the rest accumulated."""
     num_train_epochs: int = 8
     """Passes over the training data, at most; early stopping may end sooner."""
     max_steps: int | None = None
