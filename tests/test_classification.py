@@ -82,6 +82,28 @@ def test_evaluate_measures_the_rows_held_out_from_training(run, data, tmp_path):
     assert (measured["rows"], measured["split"], measured["accuracy"]) == (2, "all", 0.5)
 
 
+def test_a_run_s_own_data_may_be_elsewhere(data, tmp_path, monkeypatch, capsys):
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    (home / "a.csv").write_text(Path(data).read_text())
+    monkeypatch.chdir(home)
+    result = resseq.train(data="a.csv", output_dir=tmp_path / "run", **SMALL | {"num_train_epochs": 1})
+    monkeypatch.chdir(away)
+    assert main(["evaluate", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err == (
+        f"resseq: evaluate: the run's own data, 'a.csv', is not here; got neither a file or folder in {away}, "
+        "nor a Hugging Face dataset id. Give it by --data.\n"
+    )
+    measured = resseq.evaluate(tmp_path / "run", data=home / "a.csv")
+    assert (measured["split"], measured["rows"]) == ("test", 24), "and no row of training is measured"
+    assert measured["accuracy"] == result["test"]["accuracy"]
+    (tmp_path / "a.csv").write_text('text,category\n"this, a pear it is",fruit\n')  # another of the same name
+    assert resseq.evaluate(tmp_path / "run", data=tmp_path / "a.csv", text_column="text")["split"] == "all"
+    with pytest.raises(ValueError, match="data='b.csv' is neither pystdlib, nor a file or folder here.* the spelling"):
+        resseq.evaluate(tmp_path / "run", data="b.csv")
+
+
 def test_evaluate_refuses(run, tmp_path):
     folder, _ = run
     other = tmp_path / "other.csv"

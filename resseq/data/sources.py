@@ -36,12 +36,16 @@ def read_source(data: str) -> dict[str, dict[str, Table]]:
         return _read_folder(path)
     # What has a data file's ending, or is no "name" or "owner/name", can only be a path: do not ask the hub for it.
     if path.suffix.lower() in READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data):
-        raise ValueError(_no_such_data(data, "a Hugging Face dataset id"))
+        raise NoSuchData(data, "a Hugging Face dataset id")
     return _read_hub(data)
 
 
-def _no_such_data(data: str, last: str) -> str:
-    return f"data: data='{data}' is neither pystdlib, nor a file or folder here, nor {last}. Check the spelling."
+class NoSuchData(ValueError):
+    """Nothing here has the name that was given. Its arguments: the name, and what it is not beside."""
+
+    def __str__(self) -> str:
+        data, last = self.args
+        return f"data: data='{data}' is neither pystdlib, nor a file or folder here, nor {last}. Check the spelling."
 
 
 def _split_of(name: str) -> str | None:
@@ -101,7 +105,7 @@ def _read_hub(name: str) -> dict[str, dict[str, Table]]:
         parts = datasets.load_dataset(name)
     except Exception as error:  # offline, unknown, gated, …: each raises its own type, and all need one line
         reason = f"a Hugging Face dataset that can be loaded ({_one_line(error)})"
-        raise ValueError(_no_such_data(name, reason)) from error
+        raise NoSuchData(name, reason) from error
     assert isinstance(parts, datasets.DatasetDict)
     if len(parts) == 1:
         return {"train": {f"{name} {part}": _hub_table(dataset) for part, dataset in parts.items()}}
