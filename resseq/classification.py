@@ -245,12 +245,15 @@ def predict(
     Args:
         run: the run folder, or hf://OWNER/NAME.
         file: a text file, "-" for standard input, or (from Python) the texts, or the images as paths or PIL images.
+            Of a run on several text columns a tuple for each row, or the texts joined, by a tab for a pair.
         batch_size: examples in a batch.
     Yields: ``{"label": name, "probabilities": {name: probability, …}}``. Memory does not grow with the file.
-    Raises: ValueError for a folder without a finished run, or a file that is not there.
+    Raises: ValueError for a folder without a finished run, a file that is not there, or a missing text.
     """
-    loaded = Run.load(run, device)
-    for inputs in _blocks(str(file)) if isinstance(file, (str, os.PathLike)) else _chunks(iter(file)):
+    loaded, first = Run.load(run, device), 1
+    for given in _blocks(str(file)) if isinstance(file, (str, os.PathLike)) else _chunks(iter(file)):
+        inputs = loaded.reader.take(given, first)
+        first += len(inputs)
         for row in loaded.logits(inputs, batch_size).softmax(1).tolist() if inputs else []:
             probabilities = dict(zip(loaded.classes, row, strict=True))
             yield {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}

@@ -98,8 +98,11 @@ class TrainOptions(TextOptions, ImageOptions, ModelOptions, TrainingOptions):
     def __post_init__(self) -> None:
         """Raise for a value that no option can have: from Python, and from a file, no parser stands before."""
         for each in fields(self):
-            if isinstance(value := getattr(self, each.name), os.PathLike):
+            value: Any = getattr(self, each.name)
+            if isinstance(value, os.PathLike):
                 object.__setattr__(self, each.name, os.fspath(value))
+            elif type(value).__module__ == "numpy" and value.shape == ():  # a number out of an array or a DataFrame
+                object.__setattr__(self, each.name, value.item())
         for name, value in FINE_TUNING.items():
             if getattr(self, name) is None:
                 own = {each.name: each.default for each in fields(TrainingOptions)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.data import DataLoader
 
-    from resseq.data import Corpus, ImageReader, Images, Split, TextReader, Tokens
+    from resseq.data import Corpus, Data, ImageReader, Images, Split, TextReader, Tokens
 
 RunFolder = Annotated[str | os.PathLike[str], arg(constructor=str, metavar="RUN")]
 FORMAT = 2  # of the run folder
@@ -113,6 +114,7 @@ def held_out(run: Run, data: str | None, split: str, **columns: Any) -> tuple[st
     Raises: ValueError, as evaluate does.
     """
     from resseq.data import data_options
+    from resseq.data.sources import NoSuchData
 
     own = data is None or _same_source(data, run.options.data)
     known = data_options(run.options)
@@ -124,7 +126,17 @@ def held_out(run: Run, data: str | None, split: str, **columns: Any) -> tuple[st
                 f"Leave it out."
             )
     options = replace(known, **given | ({} if data is None else {"data": data}))
-    found = run.reader.load_data(options, classes=run.classes, carve=own)
+    try:
+        found = run.reader.load_data(options, classes=run.classes, carve=own)
+    except NoSuchData as error:
+        if data is not None:
+            raise
+        raise ValueError(
+            f"evaluate: the run's own data, '{options.data}', is not here; got neither a file or folder in "
+            f"{Path.cwd()}, nor {error.args[1]}. Give it by --data."
+        ) from error
+    if not own and Path(options.data).name == Path(run.options.data).name and (kept := _as_in_training(run, options)):
+        own, found = True, kept
     if own and (changed := changed_parts(run.fingerprint, found.fingerprint)):
         raise ValueError(
             f"evaluate: the run's own data must be as it was in training; got another {', '.join(changed)} in "
@@ -136,6 +148,15 @@ def held_out(run: Run, data: str | None, split: str, **columns: Any) -> tuple[st
         names = ", ".join(found.splits)
         raise ValueError(f"evaluate: the data has splits {names}; got --split {split}. Use one of them.")
     return "all", next(iter(found.splits.values()))
+
+
+def _as_in_training(run: Run, options: Any) -> "Data | None":
+    """The run's own data, given from another place: split anew, so that no row of training is measured."""
+    with suppress(ValueError):  # other data need not be such that it can be split
+        found = run.reader.load_data(options, classes=run.classes)
+        if not changed_parts(run.fingerprint, found.fingerprint):
+            return found
+    return None
 
 
 def _same_source(data: str, other: str) -> bool:

@@ -6,6 +6,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -80,6 +82,28 @@ def test_evaluate_measures_the_rows_held_out_from_training(run, data, tmp_path):
     assert (measured["rows"], measured["split"], measured["accuracy"]) == (2, "all", 0.5)
 
 
+def test_a_run_s_own_data_may_be_elsewhere(data, tmp_path, monkeypatch, capsys):
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    (home / "a.csv").write_text(Path(data).read_text())
+    monkeypatch.chdir(home)
+    result = resseq.train(data="a.csv", output_dir=tmp_path / "run", **SMALL | {"num_train_epochs": 1})
+    monkeypatch.chdir(away)
+    assert main(["evaluate", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err == (
+        f"resseq: evaluate: the run's own data, 'a.csv', is not here; got neither a file or folder in {away}, "
+        "nor a Hugging Face dataset id. Give it by --data.\n"
+    )
+    measured = resseq.evaluate(tmp_path / "run", data=home / "a.csv")
+    assert (measured["split"], measured["rows"]) == ("test", 24), "and no row of training is measured"
+    assert measured["accuracy"] == result["test"]["accuracy"]
+    (tmp_path / "a.csv").write_text('text,category\n"this, a pear it is",fruit\n')  # another of the same name
+    assert resseq.evaluate(tmp_path / "run", data=tmp_path / "a.csv", text_column="text")["split"] == "all"
+    with pytest.raises(ValueError, match="data='b.csv' is neither pystdlib, nor a file or folder here.* the spelling"):
+        resseq.evaluate(tmp_path / "run", data="b.csv")
+
+
 def test_evaluate_refuses(run, tmp_path):
     folder, _ = run
     other = tmp_path / "other.csv"
@@ -115,6 +139,21 @@ def test_predict_gives_a_row_for_each_line_in_order(run, tmp_path):
         assert [row["label"] for row in from_file] == [row["label"] for row in rows]
     file.write_bytes(b"this, a saw it is\r\n\xff\xfe\n")
     assert [row["label"] for row in resseq.predict(str(folder), str(file))][0] == "tool"
+
+
+def test_predict_reads_whatever_training_reads(run, monkeypatch):
+    folder, _ = run
+    odd = [3, np.float64(2.5), "a\ud800b", ("this", "a saw it is"), ""]
+    plain = ["3", "2.5", "a?b", "this | a saw it is", ""]
+    assert list(resseq.predict(folder, odd)) == list(resseq.predict(folder, plain))
+    assert len(list(resseq.predict(folder, pd.Series(["None", "nan"])))) == 2
+    message = r"data: every row must have a text; got none in rows 2, 4 of what is to be predicted\. Fill or delete"
+    for missing in (None, float("nan"), np.nan, pd.NA, pd.NaT, ("a", None)):
+        with pytest.raises(ValueError, match=message):
+            list(resseq.predict(folder, ["a", missing, "b", missing]))
+    monkeypatch.setattr("resseq.classification.CHUNK", 3)
+    with pytest.raises(ValueError, match="got none in row 5 of"):
+        list(resseq.predict(folder, ["a"] * 4 + [None]))
 
 
 def shell(*arguments, **options):
@@ -213,6 +252,32 @@ def test_a_bad_option_is_refused_and_the_folder_stays_free(options, message, dat
     with pytest.raises(ValueError, match=message):
         resseq.train(data=data, output_dir=str(tmp_path / "run"), **given)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_numbers_out_of_arrays_are_options(data, tmp_path):
+    given = {"seed": np.int64(3), "learning_rate": np.float32(0.5), "bf16": np.bool_(False), "scheme": np.str_("pre")}
+    options = TrainOptions(**given)
+    assert {name: type(getattr(options, name)) for name in given} == {
+        "seed": int,
+        "learning_rate": float,
+        "bf16": bool,
+        "scheme": str,
+    }
+    with pytest.raises(ValueError, match=r"--seed is a value of type int; got array\(\[1, 2\]\)\. Give one"):
+        TrainOptions(seed=np.array([1, 2]))
+    given = {"schemes": "pre", "dim": np.int64(16), "heads": 2, "vocab_size": 100, "max_steps": 2, "workers": 1}
+    found = resseq.ablate(data=data, depths=np.int64(1), seeds=np.arange(2), output_dir=str(tmp_path), **given)
+    assert sorted(found.frame["seed"]) == [0, 1]
+
+
+def test_pictures_of_awkward_classes(tmp_path):
+    from resseq.training.pictures import draw_confusion
+
+    draw_confusion([[1, 0], [0, 1]], ["$_$", "ünï"], tmp_path / "a.png")
+    draw_confusion(
+        [[int(i == j) for i in range(200)] for j in range(200)], list(map(str, range(200))), tmp_path / "b.png"
+    )
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("a.png", "b.png"))
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_was_not(data, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from resseq.data import (
     encode,
     load_text,
     load_tokenizer,
+    prepare,
     save_tokenizer,
     train_tokenizer,
 )
@@ -233,6 +235,25 @@ def test_hub_test_part_without_labels_counts_as_lacking(hub):
     assert (len(data.splits["train"].inputs), len(data.splits["test"].inputs)) == (9, 1)
 
 
+@pytest.mark.parametrize("content", ["id,text\n1,a\n", "text,label\na,\nb,\n"])
+def test_a_test_file_without_labels_counts_as_lacking(tmp_path, content):
+    write(tmp_path / "train.csv", numbered(20))
+    put(tmp_path / "test.csv", content)
+    data = load(tmp_path)
+    assert data.carved == ("validation", "test")
+    assert {split: len(rows.inputs) for split, rows in data.splits.items()} == {"test": 2, "validation": 2, "train": 16}
+    put(tmp_path / "test-more.csv", "text,label\nc,b\n")  # a test split with some labels needs all
+    assert f"{tmp_path / 'test.csv'}" in refused(load, tmp_path)
+    (tmp_path / "test-more.csv").unlink()
+    put(tmp_path / "train.csv", content)
+    assert f"{tmp_path / 'train.csv'}" in refused(load, tmp_path)
+    (tmp_path / "train.csv").rename(tmp_path / "validation.csv")
+    assert refused(load_as_is, tmp_path, classes=["a", "b"]) == (
+        f"data: some split must have labels; got none in test, validation of {tmp_path}."
+        " Name their column by --label-column."
+    )
+
+
 @pytest.mark.parametrize("part", ["train", "full"])
 def test_hub_with_one_part_is_carved(hub, part):
     hub(**{part: class_labels([0, 1] * 5, ["a", "b"])})
@@ -372,6 +393,29 @@ def test_bad_json_is_refused(tmp_path, content, reason):
     assert reason in message
 
 
+def test_json_lines_under_another_name_are_recognised(tmp_path):
+    path = write(tmp_path / "a.jsonl").rename(tmp_path / "a.json")
+    assert refused(load_as_is, path) == (
+        f"data: a data file must be readable; got {path}: it is JSON Lines. Rename it to .jsonl."
+    )
+    for content in ('{"text": "a"}\n7\n', '[{"text": "a"}] {"text": "b"}'):
+        path.write_text(content)
+        assert refused(load_as_is, path).endswith(". Mend it, or export it anew.")
+
+
+def test_a_class_for_each_row_is_refused(tmp_path):
+    path = write(tmp_path / "a.csv", [(f"text {i}", f"{i}", "ab"[i % 2]) for i in range(299)], ("text", "id", "label"))
+    options = TextOptions(data=str(path), label_column="id", vocab_size=50)
+    assert refused(prepare, options) == (
+        "prepare: classes must be at most half as many as the rows for training; got 299 classes in 239 rows of "
+        f"{path}. Name another column by --label-column."
+    )
+    assert len(prepare(replace(options, max_train_samples=30)).classes) == 299
+    assert "in 239 rows" in refused(prepare, replace(options, max_train_samples=1000))
+    path = write(tmp_path / "few.csv", numbered(24))  # so few may all differ
+    assert len(prepare(TextOptions(data=str(path), label_column="text", vocab_size=50)).classes) == 24
+
+
 def test_faults_in_many_rows_are_summed_up(tmp_path):
     rows = [("a", "x" if i % 2 else "") for i in range(20)]
     message = refused(load_as_is, write(tmp_path / "a.csv", rows))
@@ -419,6 +463,43 @@ def test_folders_of_texts(tmp_path):
     assert load_as_is(tmp_path / "plain").splits == {"train": (["bad", "good\nfilm"], [0, 1])}
     (tmp_path / "plain" / "pos" / "1.txt").write_bytes(b"fine\n\xe9")
     assert "1.txt: line 2 is not in UTF-8" in refused(load_as_is, tmp_path / "plain")
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_what_lies_beside_the_folders_of_labels_is_no_example(tmp_path):
+    for split in ("train", "test"):  # as the IMDb archive has it
+        put(tmp_path / "imdb" / split / f"urls_{split}.txt", "http://")
+        for label in ("neg", "pos", "unsup"):
+            put(tmp_path / "imdb" / split / label / "0.txt", f"{label} {split}")
+    data = load_as_is(tmp_path / "imdb")
+    assert data.splits == {"test": (["neg test", "pos test"], [0, 1]), "train": (["neg train", "pos train"], [0, 1])}
+    assert data.classes == ["neg", "pos"]
+    for name in ("neg/0.txt", "pos/0.txt", ".ipynb_checkpoints/0.txt", "pos/._0.txt", "pos/.ipynb_checkpoints/0.txt"):
+        put(tmp_path / "plain" / name, name)
+    assert load_as_is(tmp_path / "plain").splits == {"train": (["neg/0.txt", "pos/0.txt"], [0, 1])}
+    put(tmp_path / "plain" / "pos" / "more" / "1.txt", "of no split")
+    put(tmp_path / "plain" / "test" / "0.txt", "a label like a split")
+    assert load_as_is(tmp_path / "plain").classes == ["neg", "pos", "test"]
+
+
+def test_hidden_files_of_rows_are_no_data(tmp_path):
+    write(tmp_path / "a.csv")
+    put(tmp_path / "._a.csv", "\0")
+    assert load_as_is(tmp_path).classes == ["neg", "pos"]
+
+
+@pytest.mark.parametrize(("name", "sign"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_two_columns_of_one_name_are_refused(tmp_path, name, sign):
+    put(tmp_path / name, "text,label,label,,\na,x,y,,\n".replace(",", sign))
+    assert f"got {tmp_path / name}: the header has the column 'label' 2 times. Mend it" in refused(
+        load_as_is, tmp_path / name
+    )
+    put(tmp_path / name, "text,label,,\na,x,,\n".replace(",", sign))  # as spreadsheets leave them at the end
+    assert load_as_is(tmp_path / name).classes == ["x"]
 
 
 def test_several_text_columns_are_joined(tmp_path):

@@ -83,6 +83,17 @@ def test_a_line_to_predict_holds_both_texts(run):
         list(resseq.predict(str(run[0]), ["apple"], device="cpu"))
 
 
+def test_a_pair_to_predict_is_a_tuple_too(run):
+    pairs = [("apple", "pear"), ["a\tsaw", "wave"], ("reef", 3)]
+    lines = ["apple\tpear", "a saw\twave", "reef\t3"]
+    ours, theirs = (list(resseq.predict(run[0], given, device="cpu")) for given in (pairs, lines))
+    assert ours == theirs
+    with pytest.raises(ValueError, match="got none in row 2 of what is to be predicted"):
+        list(resseq.predict(run[0], [("a", "b"), ("a", None)], device="cpu"))
+    with pytest.raises(ValueError, match="a pair is two texts with a tab between; got text='a'"):
+        list(resseq.predict(run[0], [("a",)], device="cpu"))
+
+
 def test_frozen_parts_stay_and_the_others_learn(run, checkpoint):
     start = Bert.from_pretrained(checkpoint).state_dict()
     end = Run.load(run[0], "cpu").model.encoder.state_dict()

@@ -149,6 +149,15 @@ def test_folders_of_splits_are_kept(tmp_path):
     assert (corpus.carved, corpus.rows) == (("validation",), {"train": 9, "validation": 1, "test": 6})
 
 
+def test_what_lies_beside_the_folders_of_labels_is_no_image(tmp_path):
+    write_folder(tmp_path, 1, "train")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    for name in ("train/contact-sheet.png", "train/red/._000.png", "train/.ipynb_checkpoints/000.png"):
+        draw("red").save(tmp_path / name)
+    data = load_images(ImageOptions(data=str(tmp_path)), carve=False)
+    assert (data.classes, data.splits["train"].labels) == (["blue", "red"], [0, 1])
+
+
 def test_images_of_other_sizes_and_colours_become_alike(tmp_path):
     names = {
         "wide.png": draw("red", (20, 10)),

@@ -9,6 +9,8 @@ from resseq.data.batching import Images, Tokens
 from resseq.data.readers import READERS, ImageReader, TextReader
 from resseq.data.rows import DataOptions
 
+FEW = 20  # rows for training, in which each may be of a class of its own
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -42,7 +44,7 @@ def data_options(options: Any, **changes: Any) -> Any:
 def prepare(options: DataOptions, reader: Any = None) -> Corpus:
     """Load texts or images, fit a reader to those for training unless one is given, and encode all.
 
-    Raises: ValueError, as load_text does, and for a single class.
+    Raises: ValueError, as load_text does, and for a single class, or for more classes than half the training rows.
     """
     kind = READERS[options.task]
     data = (reader or kind).load_data(options)
@@ -50,6 +52,13 @@ def prepare(options: DataOptions, reader: Any = None) -> Corpus:
         raise ValueError(
             f"prepare: there must be two classes to tell apart; got classes={data.classes} in {options.data}. "
             f"Name another column by --label-column."
+        )
+    rows = len(data.splits["train"].inputs)
+    drawn = rows == options.max_train_samples  # then each class may have but few of its rows left
+    if len(data.classes) > rows / 2 and rows > FEW and not drawn:
+        raise ValueError(
+            f"prepare: classes must be at most half as many as the rows for training; got {len(data.classes)} classes "
+            f"in {rows} rows of {options.data}. Name another column by --label-column."
         )
     if reader is None:
         reader, splits = kind.fit(data, options)

@@ -18,7 +18,7 @@ from resseq.data.baseline import linear_baseline, pixel_baseline
 from resseq.data.batching import Images, Tokens, encode
 from resseq.data.image import ImageOptions, common_size, decode, load_images, read_picture
 from resseq.data.rows import Data
-from resseq.data.text import TextOptions, load_text
+from resseq.data.text import SEPARATOR, TextOptions, as_texts, join, load_text
 from resseq.data.tokenizer import load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class TextReader:
 
     name: ClassVar = "tokenizer"
     inputs: ClassVar = "texts"
+    separator: ClassVar = SEPARATOR
     options: ClassVar = TextOptions
     load_data: ClassVar = staticmethod(load_text)
 
@@ -61,6 +62,14 @@ class TextReader:
         """What the model must know of the data."""
         return self.checkpoint or {"vocab_size": self.tokenizer.get_vocab_size(), "max_length": self.max_length}
 
+    def take(self, values: Sequence[Any], first: int) -> list[str]:
+        """What somebody gives to predict, made what `encode` takes: of several columns' texts one, as in training.
+
+        Raises: ValueError that names the missing ones' rows, counted from `first`.
+        """
+        texts = [join(value, self.separator) if isinstance(value, tuple | list) else value for value in values]
+        return as_texts(texts, "what is to be predicted", first)
+
     def encode(self, inputs: Sequence[str], labels: Sequence[int] | None = None) -> Tokens:
         return encode(self.tokenizer, inputs, labels, self.max_length)
 
@@ -73,6 +82,7 @@ class TextReader:
 class PairReader(TextReader):
     """From pairs of texts, written with a tab between, to token ids."""
 
+    separator: ClassVar = "\t"
     load_data: ClassVar = staticmethod(partial(load_text, pairs=True))
 
     def encode(self, inputs: Sequence[str], labels: Sequence[int] | None = None) -> Tokens:
@@ -115,6 +125,10 @@ class ImageReader:
     def shape(self) -> dict[str, Any]:
         """What the model must know of the data."""
         return {"mean": self.mean, "std": self.std, "augment": self.augment}
+
+    def take(self, values: Sequence[Any], first: int) -> list[Any]:
+        """What somebody gives to predict, as it is: `encode` says what is no image."""
+        return list(values)
 
     def encode(self, inputs: Sequence[Any], labels: Sequence[int] | None = None) -> Images:
         """Of images that are not yet decoded, of paths to them, or of PIL images."""

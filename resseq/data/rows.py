@@ -77,22 +77,33 @@ def _checksum(rows: Split, classes: list[str]) -> str:
 def read_rows(
     sources: dict[str, dict[str, Table]], options: DataOptions, take: Callable[[Table, str], list[Any]]
 ) -> dict[str, Rows]:
-    """The labelled rows of each split; a split in which every label is null counts as lacking.
+    """The labelled rows of each split; a split without a label column, or with none but empty labels, is lacking.
 
     Args:
         take: a table's inputs, given the table and where it was read.
     """
-    rows = {}
+
+    def labels_of(table: Table, where: str) -> list[Any]:
+        return table[find_column(table, where, "label", options.label_column, LABEL_COLUMNS)]
+
+    def labelled(table: Table, where: str) -> bool:
+        try:
+            return any(label not in (None, "") for label in labels_of(table, where))
+        except ValueError:
+            return False
+
+    rows: dict[str, Rows] = {}
     for split, tables in sources.items():
-        labels = {
-            where: table[find_column(table, where, "label", options.label_column, LABEL_COLUMNS)]
-            for where, table in tables.items()
-        }
-        if split == "train" or any(label is not None for column in labels.values() for label in column):
+        if split == "train" or any(labelled(table, where) for where, table in tables.items()):
             rows[split] = Rows([], [])
             for where, table in tables.items():
                 rows[split].inputs.extend(take(table, where))
-                rows[split].labels.extend(_checked_labels(labels[where], where))
+                rows[split].labels.extend(_checked_labels(labels_of(table, where), where))
+    if not rows:
+        raise ValueError(
+            f"data: some split must have labels; got none in {', '.join(sources)} of {options.data}. "
+            f"Name their column by --label-column."
+        )
     return rows
 
 

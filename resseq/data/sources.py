@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 T = TypeVar("T")
+UNLABELLED = "unsup"  # the folder that the IMDb archive has beside those of its classes
 Table = dict[str, list[Any]]
 """Column name -> values, one a row."""
 
@@ -35,12 +36,16 @@ def read_source(data: str) -> dict[str, dict[str, Table]]:
         return _read_folder(path)
     # What has a data file's ending, or is no "name" or "owner/name", can only be a path: do not ask the hub for it.
     if path.suffix.lower() in READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data):
-        raise ValueError(_no_such_data(data, "a Hugging Face dataset id"))
+        raise NoSuchData(data, "a Hugging Face dataset id")
     return _read_hub(data)
 
 
-def _no_such_data(data: str, last: str) -> str:
-    return f"data: data='{data}' is neither pystdlib, nor a file or folder here, nor {last}. Check the spelling."
+class NoSuchData(ValueError):
+    """Nothing here has the name that was given. Its arguments: the name, and what it is not beside."""
+
+    def __str__(self) -> str:
+        data, last = self.args
+        return f"data: data='{data}' is neither pystdlib, nor a file or folder here, nor {last}. Check the spelling."
 
 
 def _split_of(name: str) -> str | None:
@@ -49,7 +54,7 @@ def _split_of(name: str) -> str | None:
 
 
 def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
+    files = _visible(folder, "*", tuple(READERS))
     if not files:
         if splits := read_class_folder(folder, "text", (".txt",), _read_text):
             return splits
@@ -74,19 +79,23 @@ def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
 def read_class_folder(
     folder: Path, column: str, endings: tuple[str, ...], read: Callable[[Path], Any]
 ) -> dict[str, dict[str, Table]]:
-    """An example in each file, in a folder named by its label: LABEL/*.txt, or SPLIT/LABEL/*.txt; {} without any."""
+    """An example in each file, in a folder named by its label: SPLIT/LABEL/*.txt, or LABEL/*.txt; {} without any."""
+    files = [(_split_of(path.parts[-3]), path) for path in _visible(folder, "*/*/*", endings)]
+    if not any(split for split, _ in files):  # else what lies beside the labels, in SPLIT/*.txt, is no example
+        files = [("train", path) for path in _visible(folder, "*/*", endings)]
     splits: dict[str, dict[str, Table]] = {}
-    for pattern in ("*/*", "*/*/*"):
-        for path in sorted(path for path in folder.glob(pattern) if path.suffix.lower() in endings):
-            inside = path.parent.parent
-            split = "train" if inside == folder else _split_of(inside.name)
-            if split:
-                table = splits.setdefault(split, {}).setdefault(str(inside), {column: [], "label": []})
-                table[column].append(read(path))
-                table["label"].append(path.parent.name)
-        if splits:
-            break
+    for split, path in files:
+        if split and path.parent.name != UNLABELLED:
+            table = splits.setdefault(split, {}).setdefault(str(path.parent.parent), {column: [], "label": []})
+            table[column].append(read(path))
+            table["label"].append(path.parent.name)
     return splits
+
+
+def _visible(folder: Path, pattern: str, endings: tuple[str, ...]) -> list[Path]:
+    """The files with these endings, sorted; what a system or an editor put there has a name with a dot in front."""
+    files = (path for path in folder.glob(pattern) if path.suffix.lower() in endings)
+    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _read_hub(name: str) -> dict[str, dict[str, Table]]:
@@ -96,7 +105,7 @@ def _read_hub(name: str) -> dict[str, dict[str, Table]]:
         parts = datasets.load_dataset(name)
     except Exception as error:  # offline, unknown, gated, …: each raises its own type, and all need one line
         reason = f"a Hugging Face dataset that can be loaded ({_one_line(error)})"
-        raise ValueError(_no_such_data(name, reason)) from error
+        raise NoSuchData(name, reason) from error
     assert isinstance(parts, datasets.DatasetDict)
     if len(parts) == 1:
         return {"train": {f"{name} {part}": _hub_table(dataset) for part, dataset in parts.items()}}
@@ -127,13 +136,16 @@ def _read_text(path: Path) -> str:
 
 
 def _readable(read: Callable[[Path], T], path: Path) -> T:
+    fix = "Mend it, or export it anew"
     try:
         return read(path)
     except UnicodeDecodeError:
         reason = f"line {_first_bad_line(path)} is not in UTF-8"
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         reason = _one_line(error)
-    raise ValueError(f"data: a data file must be readable; got {path}: {reason}. Mend it, or export it anew.")
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and _is_jsonl(path):
+            reason, fix = "it is JSON Lines", "Rename it to .jsonl"
+    raise ValueError(f"data: a data file must be readable; got {path}: {reason}. {fix}.")
 
 
 def _first_bad_line(path: Path) -> int:
@@ -164,6 +176,9 @@ def _read_csv(path: Path, delimiter: str = ",") -> Table:
             raise ValueError(f"the row that begins in line {begun}: {error}") from error
     if hint := _other_delimiter(header, delimiter):
         raise ValueError(f"the header has one column{hint}")
+    for name in filter(None, header):  # columns without a name, as spreadsheets leave at the end, are nobody's
+        if header.count(name) > 1:
+            raise ValueError(f"the header has the column {name!r} {header.count(name)} times")
     return {name: [row[column] for row in rows] for column, name in enumerate(header)}
 
 
@@ -190,6 +205,13 @@ def _read_jsonl(path: Path) -> Table:
                 except (ValueError, TypeError) as error:
                     raise ValueError(f"line {number} is no JSON object") from error
     return _columns(rows)
+
+
+def _is_jsonl(path: Path) -> bool:
+    try:
+        return bool(_read_jsonl(path))
+    except ValueError:
+        return False
 
 
 def _read_json(path: Path) -> Table:

@@ -1,5 +1,6 @@
 """Labelled texts from anywhere."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,8 +36,8 @@ def load_text(options: TextOptions, classes: list[str] | None = None, carve: boo
     """Load labelled texts and number their classes.
 
     A validation or test split that the source lacks is carved from its train split, by a permutation that follows from
-    `options.data_seed`; validation never stands in for test. Such a split in which every label is null (on the hub: -1)
-    counts as lacking.
+    `options.data_seed`; validation never stands in for test. Such a split without a label column, or in which every
+    label is empty or null (on the hub: -1), counts as lacking.
 
     Args:
         classes: class names of an earlier run, in its order; by default those of the train split, sorted (integers by
@@ -61,7 +62,7 @@ def _read_rows(options: TextOptions, separator: str) -> dict[str, Rows]:
         return {split: Rows(*rows) for split, rows in read_listops(options.data, options.data_seed).items()}
 
     def take(table: Table, where: str) -> list[str]:
-        return _checked_texts(_texts(table, where, options.text_column, separator), where)
+        return as_texts(_texts(table, where, options.text_column, separator), where)
 
     return read_rows(read_source(options.data), options, take)
 
@@ -69,17 +70,27 @@ def _read_rows(options: TextOptions, separator: str) -> dict[str, Rows]:
 def _texts(table: Table, where: str, wanted: str | tuple[str, ...] | None, separator: str) -> list[Any]:
     names = wanted if isinstance(wanted, tuple | list) else [wanted]
     columns = [table[find_column(table, where, "text", name, TEXT_COLUMNS)] for name in names]
-    if len(columns) == 1:
-        return columns[0]
-    if separator == "\t":  # a tab inside a text is not the one between two
-        columns = [[None if text is None else str(text).replace("\t", " ") for text in column] for column in columns]
-    return [None if None in parts else separator.join(map(str, parts)) for parts in zip(*columns, strict=True)]
+    return columns[0] if len(columns) == 1 else [join(parts, separator) for parts in zip(*columns, strict=True)]
 
 
-def _checked_texts(texts: list[Any], where: str) -> list[str]:
-    if missing := [row for row, text in enumerate(texts, 1) if text is None]:
+def join(parts: Sequence[Any], separator: str) -> str | None:
+    """The texts of several columns as one; None where one of them is missing."""
+    if any(map(_is_missing, parts)):
+        return None
+    # a tab inside a text is not the one between two
+    return separator.join(str(part).replace("\t", " ") if separator == "\t" else str(part) for part in parts)
+
+
+def as_texts(values: Sequence[Any], where: str, first: int = 1) -> list[str]:
+    """Values of any kind as texts. Raises: ValueError that names the missing ones' rows, counted from `first`."""
+    if missing := [row for row, value in enumerate(values, first) if _is_missing(value)]:
         raise ValueError(
             f"data: every row must have a text; got none in {name_rows(missing)} of {where}. Fill or delete the row."
         )
     # a lone half of a pair, which JSON can hold, is no character
-    return [str(text).encode(errors="replace").decode() for text in texts]
+    return [str(value).encode(errors="replace").decode() for value in values]
+
+
+def _is_missing(value: Any) -> bool:
+    """None, and what pandas has for it: its own NA and NaT, or a number that is none."""
+    return not isinstance(value, str) and str(value) in ("None", "nan", "<NA>", "NaT")
