@@ -815,3 +815,15 @@ def test_the_examples_header_is_what_was_measured():
         f"({near['highway -2, 50 layers']}) with a gate bias of -2, and does not ({near['highway -4, 50 layers']})",
     ):
         assert figure in header, figure
+
+
+def test_stages_are_blocks_where_they_are_more_than_the_blocks_of_one():
+    class Net(nn.Module):
+        def __init__(self, depth):
+            super().__init__()
+            self.stem = nn.Linear(2, 2)
+            for stage in range(4):
+                setattr(self, f"layer{stage + 1}", nn.Sequential(*(nn.Tanh() for _ in range(depth))))
+
+    assert list(find_blocks(Net(2))) == ["layer1", "layer2", "layer3", "layer4"]
+    assert list(find_blocks(Net(5))) == [f"layer1.{i}" for i in range(5)]

@@ -23,7 +23,8 @@ def find_blocks(model: nn.Module, blocks: Blocks = None) -> dict[str, nn.Module]
     Args:
         blocks: a path pattern in which ``*`` stands for one component, such as ``bert.encoder.layer.*``; or a list of
             modules; unless given, the longest run of neighbours of one type in a ModuleList, or of two or more in a
-            Sequential; where there is none, among the children of any module. Of equally long ones, the outermost.
+            Sequential, or of Sequentials (stages); where there is none, among the children of any module. Of equally
+            long ones, the outermost.
     Raises: ValueError where nothing is found.
 
     >>> list(find_blocks(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU()))))
@@ -66,11 +67,13 @@ def _longest_run(model: nn.Module) -> dict[str, nn.Module]:
         if not issubclass(kind, LISTS)
     ]
     # Four projections side by side are not the blocks where three layers stand in a list. A list may hold one alone,
-    # which runs several times where layers share their weights.
+    # which runs several times where layers share their weights. A Sequential is a list too: a net's stages.
     listed = [
         run
         for parent, run in runs
-        if isinstance(parent, nn.ModuleList) or (isinstance(parent, nn.Sequential) and len(run) > 1)
+        if isinstance(parent, nn.ModuleList)
+        or (len(run) > 1 and isinstance(parent, nn.Sequential))
+        or (len(run) > 1 and isinstance(next(iter(run.values())), nn.Sequential))
     ]
     longest: dict[str, nn.Module] = max(listed or [run for _, run in runs], key=len, default={})
     if not listed and len(longest) < 2:  # a lone residual is a block
