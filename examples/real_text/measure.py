@@ -4,8 +4,9 @@
     RESSEQ_DATA=FOLDER python examples/real_text/measure.py
 
 RESSEQ_DATA holds the folders trec, sst2, mr and imdb; pystdlib is built in; the package holds the weights of
-sentence-transformers/all-MiniLM-L6-v2 (6 layers, 384 wide). Each run is the command that it prints.
-Measurements are added to results.json beside this file, run by run; a run that is already there is not repeated.
+sentence-transformers/all-MiniLM-L6-v2 (6 layers, 384 wide), with which IMDB takes hours on a CPU. Each run is the
+command that it prints. Measurements are added to results.json beside this file, run by run; a run that is already there
+is not repeated.
 The result stands in the README's table "What to expect".
 """
 
