@@ -270,16 +270,6 @@ def test_numbers_out_of_arrays_are_options(data, tmp_path):
     assert sorted(found.frame["seed"]) == [0, 1]
 
 
-def test_pictures_of_awkward_classes(tmp_path):
-    from resseq.training.pictures import draw_confusion
-
-    draw_confusion([[1, 0], [0, 1]], ["$_$", "ünï"], tmp_path / "a.png")
-    draw_confusion(
-        [[int(i == j) for i in range(200)] for j in range(200)], list(map(str, range(200))), tmp_path / "b.png"
-    )
-    assert all((tmp_path / name).stat().st_size > 1000 for name in ("a.png", "b.png"))
-
-
 def test_a_run_that_was_stopped_ends_as_if_it_was_not(data, tmp_path, monkeypatch):
     from resseq.training.loop import Trainer
 
