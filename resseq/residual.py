@@ -7,6 +7,7 @@ from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -59,6 +60,7 @@ class Residual(nn.Module):
             )
         self.sublayer = sublayer
         self.keywords = _keywords(sublayer)
+        self.attends = isinstance(_uncompiled(sublayer), nn.MultiheadAttention)
         self.connection = OneStream(**slots) if connection is None else connection
         if self.connection.keeps_input() and in_place(sublayer):
             raise ValueError(
@@ -74,20 +76,16 @@ class Residual(nn.Module):
     def forward(self, stream: Any, *args: Any, **kwargs: Any) -> Any:
         connection, sublayer = self.connection, self.sublayer
         x, carry = connection.read(stream, **{"mask": _mask_of(args, kwargs)} if connection.takes_mask else {})
-        if isinstance(_uncompiled(sublayer), nn.MultiheadAttention):
+        if self.attends:
             args, kwargs = _attention_arguments(x, *args, **kwargs)
-        version = _version(x)
+        counted = (x is stream or x is carry) and not is_compiling() and not x.is_inference()
+        version = x._version if counted else None  # how often it was written into
         y = sublayer(x, *args, **kwargs)
-        if _version(x) != version and (x is stream or x is carry):
+        if counted and x._version != version:
             raise _overwritten(sublayer)
         if type(y) is tuple:
             return connection.write(stream, y[0], carry), *y[1:]
         return connection.write(stream, y, carry)
-
-
-def _version(x: Any) -> int | None:
-    """How often a tensor has been written into, where torch counts it."""
-    return None if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 def _overwritten(sublayer: Any) -> ValueError:
