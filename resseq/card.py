@@ -33,8 +33,7 @@ metrics: [accuracy, f1]
 # {Path(options.model).name} for {name}
 
 A classifier of {inputs}, of {result["parameters"]:,} parameters, {_origin(options)} with
-[resseq](https://pypi.org/project/resseq/),
-seed {options.seed}, {result["steps"]:,} steps in {result["seconds"]:.0f} s.
+resseq, seed {options.seed}, {result["steps"]:,} steps in {result["seconds"]:.0f} s.
 
 | | accuracy | macro-F1 | loss (nats) |
 |---|---|---|---|

@@ -22,8 +22,8 @@ from resseq.run import (
     RunFolder,
     check_same_data,
     checkpoint_reader,
-    earlier,
     evaluation_batches,
+    finished_result,
     held_out,
     read_config,
 )
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from resseq.models.bert import Bert
     from resseq.training.loop import Trainer
 
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # no file of one text to a line
 BLOCK = 1 << 20  # bytes read at once from a file to predict
 CHUNK = 1000  # texts or images taken at once from an iterable
 
@@ -60,7 +59,7 @@ def train_with(options: TrainOptions, corpus: "Corpus | None" = None) -> dict[st
 
     options = spell_out(replace(options, output_dir=str(options.folder)))
     with claim(options.folder):
-        finished = earlier(options)
+        finished = finished_result(options)
         if finished is not None:
             if corpus is None:
                 held_out(Run.load(options.folder, "cpu"), None, "test")  # raises where the data is not what it was
@@ -261,11 +260,13 @@ def predict(
 
 def _blocks(file: str) -> Iterator[list[str]]:
     """The lines that are there to read, as soon as they are: a pipe that is written slowly is answered line by line."""
+    from resseq.data.sources import READERS
+
     if file != "-" and (not Path(file).exists() or Path(file).is_dir()):
         raise ValueError(
             f"predict: the texts or paths are a file with one to a line; got {file}. Use a file that exists, or -."
         )
-    if Path(file).suffix.lower() in TABLES:
+    if Path(file).suffix.lower() in READERS:
         raise ValueError(
             f"predict: a file has one text or path to a line, and nothing beside; got the table {file}. Write its "
             f"column of texts to a .txt file, or measure it by resseq evaluate --data."

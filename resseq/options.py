@@ -18,7 +18,7 @@ IMAGE_MODELS = ("cifar-resnet", "resnet18", "resnet34", "resnet50", "resnet101",
 UNBOUND = {"output_dir", "resume", "device", "dataloader_num_workers", "save_steps", "inspect_every", "report_to"}
 FINE_TUNING = {"learning_rate": 5e-5, "num_train_epochs": 3}  # the options whose default is another for a checkpoint
 MAY_BE_0 = {"frozen_layers", "seed", "data_seed", "warmup_steps", "dataloader_num_workers", "kernel_size"}
-SHARES = {"dropout", "token_dropout", "attention_dropout", "drop_path", "label_smoothing_factor"}
+SHARES = {"dropout", "token_dropout", "attention_dropout", "drop_path", "layer_drop", "label_smoothing_factor"}
 
 
 def _is(value: Any, hint: Any) -> bool:

@@ -48,9 +48,9 @@ def export(
     if loaded.options.task != "text":
         raise ValueError(f"export: a run on texts is exported; got a run on {loaded.reader.inputs} in {run}. Use one.")
     file = Path(output or Path(str(run).removeprefix(HUB)) / {"torch": "model.pt2", "onnx": "model.onnx"}[format])
-    file.parent.mkdir(parents=True, exist_ok=True)
     if format == "onnx":
         _require_onnx()
+    file.parent.mkdir(parents=True, exist_ok=True)
     batches = _batches(loaded)
     _write(loaded, file, format, batches[-1])
     run_file = _open(file, format)

@@ -132,15 +132,15 @@ def held_out(run: Run, data: str | None, split: str, **columns: Any) -> tuple[st
         if data is not None:
             raise
         raise ValueError(
-            f"evaluate: the run's own data, '{options.data}', is not here; got neither a file or folder in "
+            f"Run: its own data, '{options.data}', is not here; got neither a file or folder in "
             f"{Path.cwd()}, nor {error.args[1]}. Give it by --data."
         ) from error
     if not own and Path(options.data).name == Path(run.options.data).name and (kept := _as_in_training(run, options)):
         own, found = True, kept
     if own and (changed := changed_parts(run.fingerprint, found.fingerprint)):
         raise ValueError(
-            f"evaluate: the run's own data must be as it was in training; got another {', '.join(changed)} in "
-            f"{options.data}. Restore it, or give the data under another name."
+            f"Run: its own data must be as it was in training; got another {', '.join(changed)} in "
+            f"{options.data}. Restore it."
         )
     if split in found.splits:
         return split, found.splits[split]
@@ -192,7 +192,7 @@ def _rows_per_step(options: dict[str, Any]) -> int:
     return options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
 
 
-def earlier(options: TrainOptions) -> dict[str, Any] | None:
+def finished_result(options: TrainOptions) -> dict[str, Any] | None:
     """The result of the run that the folder holds, if it is finished and whole.
 
     Raises: ValueError for a run that may not be resumed. A run begins with its config.json: a folder without one may
@@ -232,6 +232,7 @@ def earlier(options: TrainOptions) -> dict[str, Any] | None:
 
 
 def check_same_data(folder: Path, corpus: "Corpus") -> None:
+    """Raise for a corpus that is not the one that the run in the folder began with."""
     config = read_config(folder)
     if corpus.classes != config["classes"]:
         changed = f"classes={corpus.classes} (were {config['classes']})"

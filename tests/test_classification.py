@@ -92,7 +92,7 @@ def test_a_run_s_own_data_may_be_elsewhere(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(away)
     assert main(["evaluate", str(tmp_path / "run")]) == 1
     assert capsys.readouterr().err == (
-        f"resseq: evaluate: the run's own data, 'a.csv', is not here; got neither a file or folder in {away}, "
+        f"resseq: Run: its own data, 'a.csv', is not here; got neither a file or folder in {away}, "
         "nor a Hugging Face dataset id. Give it by --data.\n"
     )
     measured = resseq.evaluate(tmp_path / "run", data=home / "a.csv")

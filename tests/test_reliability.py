@@ -346,7 +346,7 @@ def test_a_finished_run_is_not_served_for_data_that_changed(tmp_path):
     resseq.train(data=data, output_dir=tmp_path / "run", **OPTIONS | {"max_steps": 1})
     assert train(tmp_path / "run", data, resume="auto", max_steps=1)["steps"] == 1
     Path(data).write_text(Path(data).read_text().replace("apple", "quince"))
-    with pytest.raises(ValueError, match="the run's own data must be as it was in training; got another"):
+    with pytest.raises(ValueError, match="its own data must be as it was in training; got another"):
         train(tmp_path / "run", data, resume="auto", max_steps=1)
 
 

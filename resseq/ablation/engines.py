@@ -100,7 +100,7 @@ class Ray:
             import ray  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError(
-                'ablate: --engine ray needs Ray; got a Python without it. Use pip install "resseq[ray]".'
+                "ablate: --engine ray needs Ray; got a Python without it. Type pip install ray."
             ) from error
         self.ray, self.ours = ray, not ray.is_initialized()
         if self.ours:

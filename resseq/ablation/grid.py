@@ -17,11 +17,6 @@ import tyro
 from resseq.ablation.cell import Cell, layers_named
 from resseq.options import IMAGE_MODELS, TEXT_MODELS, UNBOUND, ModelOptions, TrainOptions, check_model, spell_out
 
-
-class Usual(tuple[Any, ...]):
-    """Values that nobody gave: what is usual for a task may take their place."""
-
-
 PLURAL = {"scheme": "schemes", "depth": "depths", "seed": "seeds", "learning_rate": "learning_rates", "init": "inits"}
 # The first command's own setting: a shallow, a middle and a deep model, minutes on two cores.
 DEFAULTS: dict[str, tuple[Any, ...]] = {
@@ -44,10 +39,14 @@ IMAGE_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "warmup_steps": (0,),
     "label_smoothing_factor": (0.0,),
 }
-TRANSFORMERS = ("heads", "kernel_size")
+TRANSFORMERS = ("heads", "kernel_size")  # of these defaults, those that are for the transformer alone
 # These are no axes.
 SINGLE = {"task", "output_dir", "resume", "device", "dataloader_num_workers"}
 SINGLE |= {"text_column", "image_column", "label_column"}
+
+
+class Usual(tuple[Any, ...]):
+    """Values that nobody gave: what is usual for a task or a model may take their place."""
 
 
 def _descriptions(cls: type) -> dict[str, str]:
@@ -191,9 +190,8 @@ def cells_of(options: AblateOptions) -> list[Cell]:
     for values in product(*(getattr(options, PLURAL.get(name, name)) for name in AXES)):
         given = shared | dict(zip(AXES, values, strict=True))
         one = TrainOptions(**given | {"output_dir": None, "resume": "auto"})
-        if one.model != "transformer":  # of these defaults, those that are for it alone
-            own = [name for name in TRANSFORMERS if getattr(one, name) in DEFAULTS[name]]
-            one = replace(one, **dict.fromkeys(own))
+        if one.model != "transformer":
+            one = replace(one, **{name: None for name in TRANSFORMERS if isinstance(getattr(options, name), Usual)})
         one = spell_out(one)
         shape = tuple(getattr(one, each.name) for each in fields(ModelOptions)) + (one.vocab_size, one.max_length)
         if shape not in shapes:
