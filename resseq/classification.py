@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from resseq.card import draw_run, model_card
 from resseq.data import TextOptions
-from resseq.options import TrainOptions, build_model, check_model, spell_out
+from resseq.options import TEXT_MODELS, TrainOptions, build_model, check_model, spell_out
 from resseq.run import (
     FORMAT,
     WHOLE,
@@ -83,7 +83,7 @@ def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]
         return checkpoint_reader(options, load_tokenizer(options.folder / "tokenizer.json"), pretrained), None
     if not Path(options.model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", options.model):
         raise ValueError(
-            f"train: --model is transformer, convnet, a checkpoint's folder or its id on the hub, OWNER/NAME; "
+            f"train: --model is {', '.join(TEXT_MODELS)}, a checkpoint's folder or its id on the hub, OWNER/NAME; "
             f"got --model {options.model}. Use transformer, a folder that exists, or google-bert/bert-base-uncased."
         )
     for each in fields(TextOptions):

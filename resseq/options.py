@@ -12,7 +12,7 @@ from resseq.training.config import TrainingOptions
 if TYPE_CHECKING:
     from torch import nn
 
-TEXT_MODELS = ("transformer", "convnet")
+TEXT_MODELS = ("transformer", "convnet", "vdcnn")
 IMAGE_MODELS = ("cifar-resnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 # what may differ in a resumed run
 UNBOUND = {"output_dir", "resume", "device", "dataloader_num_workers", "save_steps", "inspect_every", "report_to"}
@@ -37,12 +37,13 @@ class ModelOptions:
     """The model; what is not given is its own default."""
 
     model: str = "transformer"
-    """transformer (TextTransformer), convnet (TextConvNet), or a BERT to fine-tune: a checkpoint's folder, or its id
-    on the hub, OWNER/NAME. For images cifar-resnet, resnet18, resnet34, resnet50, resnet101 or resnet152."""
+    """transformer (TextTransformer), convnet (TextConvNet), vdcnn (TextConvNet.vdcnn), or a BERT to fine-tune: a
+    checkpoint's folder, or its id on the hub, OWNER/NAME. For images cifar-resnet, resnet18, resnet34, resnet50, resnet101 or resnet152."""
     scheme: str | None = None
     """A name in resseq.SCHEMES: how each sublayer joins the stream."""
     depth: int | None = None
-    """Layers of the transformer, convolutions of the convnet; of cifar-resnet 6n + 2 layers with weights."""
+    """Layers of the transformer, convolutions of the convnet; 9, 17, 29 or 49 of vdcnn; of cifar-resnet 6n + 2 layers
+    with weights."""
     dim: int | None = None
     """Width of the stream (the convnet's first stage)."""
     heads: int | None = None
@@ -55,8 +56,8 @@ class ModelOptions:
     """Widths of the convnet; each doubles the last and halves the length."""
     kernel_size: int | None = None
     """Tokens that a convolution spans; 0 leaves the transformer's out."""
-    shortcut: Literal["pad", "projection", "A", "B", "C", "D"] | None = None
-    """Where the shape changes: pad or projection in the convnet; in a ResNet A (pad), B, C or D (projections)."""
+    shortcut: Literal["none", "pad", "projection", "A", "B", "C", "D"] | None = None
+    """Where the shape changes: pad or projection in the convnet; vdcnn's default is none; in a ResNet A (pad), B, C or D (projections)."""
     pooling: Literal["mean", "max", "cls", "kmax", "conv"] | None = None
     """From tokens to one vector; kmax and conv for the convnet."""
     dropout: float | None = None

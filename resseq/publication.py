@@ -124,12 +124,31 @@ def _write(run: Run, file: Path, format: str, batch: "Batch") -> None:
     # two rows at least: what is 1 while tracing stays 1 for ever
     example = tuple(value.repeat(2, 1) for value in (batch["ids"], batch["mask"]))
     free: Any = {0: Dim.DYNAMIC, 1: Dim("length", min=2, max=run.options.max_length)}
-    program = torch.export.export(run.model, example, dynamic_shapes=(free, free))
+    program = torch.export.export(
+        run.model, example, dynamic_shapes=(free, free), prefer_deferred_runtime_asserts_over_guards=True
+    )
     if format == "torch":
         torch.export.save(program, file)
     else:
         names: dict[str, Any] = {"input_names": ["ids", "mask"], "output_names": ["logits"]}
-        torch.onnx.export(program, f=str(file), dynamo=True, external_data=False, verbose=False, **names)
+        table: Any = {torch.ops.aten.sort.stable: _sort_in_onnx}
+        torch.onnx.export(
+            program,
+            f=str(file),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            custom_translation_table=table,
+            **names,
+        )
+
+
+def _sort_in_onnx(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+    """A stable sort for ONNX, which has TopK alone: of equal values it takes the earlier first."""
+    from onnxscript import opset18 as op  # pyright: ignore[reportMissingImports]
+
+    size = op.Shape(x, start=dim, end=None)
+    return op.TopK(x, size, axis=dim, largest=descending, sorted=True)
 
 
 def _open(file: Path, format: str) -> "Callable[[Tensor, Tensor], Tensor]":

@@ -143,6 +143,8 @@ def test_the_model_s_own_defaults_are_spelt_out_and_another_model_is_spared_the_
     transformer, convnet = cells_of(as_options(model=("transformer", "convnet"), schemes=None, depths=None))
     assert (transformer.options.scheme, transformer.options.depth, transformer.options.kernel_size) == ("pre", 2, 0)
     assert (convnet.options.scheme, convnet.options.depth, convnet.options.kernel_size) == ("residual", 9, 3)
+    (vdcnn,) = cells_of(as_options(model="vdcnn", schemes="plain", depths=17))
+    assert (vdcnn.options.depth, vdcnn.options.dim, vdcnn.options.dropout) == (17, None, None)
 
 
 def test_every_option_of_train_is_an_option_here_with_its_description(capsys):

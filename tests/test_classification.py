@@ -13,7 +13,7 @@ import torch
 
 import resseq
 from resseq.cli import main
-from resseq.options import TEXT_MODELS, TrainOptions
+from resseq.options import TrainOptions
 from resseq.run import Run
 
 SMALL = {
@@ -45,7 +45,7 @@ def data(tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope="module", params=TEXT_MODELS)
+@pytest.fixture(scope="module", params=["transformer", "convnet"])
 def run(request, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / request.param
     result = resseq.train(data=Path(data), model=request.param, depth=2, output_dir=folder, **SMALL)

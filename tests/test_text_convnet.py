@@ -132,6 +132,16 @@ def test_vdcnn_does_not_see_padding_and_takes_one_character(shortcut, pooling):
     assert (logits[0] - logits[1]).abs().max() > 1e-5
 
 
+def test_vdcnn_takes_any_scheme_where_there_is_a_shortcut():
+    with torch.device("meta"):
+        plain = TextConvNet.vdcnn(4, shortcut="projection", scheme="plain")
+        gated = TextConvNet.vdcnn(4, shortcut="projection", scheme="highway")
+    assert sum(p.numel() for p in plain.parameters()) == 14_176_084  # no shortcut stands beside a plain block
+    assert sum(p.numel() for p in gated.parameters()) > 14_348_116
+    with pytest.raises(ValueError, match=r"got scheme='pre' and shortcut='none'. Use shortcut='projection'."):
+        TextConvNet.vdcnn(4, scheme="pre")
+
+
 def test_vdcnn_refuses_another_depth():
     with pytest.raises(ValueError, match=r"depth is one of 9, 17, 29, 49; got depth=10. Use depth=9."):
         TextConvNet.vdcnn(4, depth=10)

@@ -39,7 +39,6 @@ IMAGE_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "warmup_steps": (0,),
     "label_smoothing_factor": (0.0,),
 }
-TRANSFORMERS = ("heads", "kernel_size")  # of these defaults, those that are for the transformer alone
 # These are no axes.
 SINGLE = {"task", "output_dir", "resume", "device", "dataloader_num_workers"}
 SINGLE |= {"text_column", "image_column", "label_column"}
@@ -190,9 +189,7 @@ def cells_of(options: AblateOptions) -> list[Cell]:
     for values in product(*(getattr(options, PLURAL.get(name, name)) for name in AXES)):
         given = shared | dict(zip(AXES, values, strict=True))
         one = TrainOptions(**given | {"output_dir": None, "resume": "auto"})
-        if one.model != "transformer":
-            one = replace(one, **{name: None for name in TRANSFORMERS if isinstance(getattr(options, name), Usual)})
-        one = spell_out(one)
+        one = spell_out(replace(one, **{name: None for name in _unfit(options, one.model)}))
         shape = tuple(getattr(one, each.name) for each in fields(ModelOptions)) + (one.vocab_size, one.max_length)
         if shape not in shapes:
             shapes.add(shape)
@@ -201,6 +198,18 @@ def cells_of(options: AblateOptions) -> list[Cell]:
         folder = options.folder.absolute() / "cells" / name
         cells[name] = Cell(name, replace(one, output_dir=str(folder)), options.threads)
     return list(cells.values())
+
+
+def _unfit(options: AblateOptions, model: str) -> list[str]:
+    """The usual values that are the transformer's own: they are nothing to this model, or mean something else there."""
+    from resseq.models import arguments_of
+
+    strange = {each.name for each in fields(ModelOptions)} - {"model", *arguments_of(model)}
+    if model != "transformer":
+        strange.add("kernel_size")
+    return [
+        name for name in DEFAULTS if name in strange and isinstance(getattr(options, PLURAL.get(name, name)), Usual)
+    ]
 
 
 def _name(options: TrainOptions, threads: int) -> str:

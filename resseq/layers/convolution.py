@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from resseq.layers.dropout import Dropout
 from resseq.layers.linear import Conv1d, Init
-from resseq.layers.pooling import Halving
+from resseq.layers.pooling import Halving, thin_out
 
 
 class ConvBlock(nn.Module):
@@ -54,7 +54,7 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = hide_padding(x, mask, self.mask_stride)
         if self.halving:
-            x = self.halving(x, None if mask is None else mask[:, :: self.mask_stride])
+            x = self.halving(x, None if mask is None else thin_out(mask, self.mask_stride))
         h = self.dropout(F.relu(self.norm(self.into(x))))
         y = self.out(hide_padding(h, mask, self.mask_stride * self.stride))
         return y if self.last_norm is None else self.last_norm(y)
@@ -62,7 +62,7 @@ class ConvBlock(nn.Module):
 
 def hide_padding(x: Tensor, mask: Tensor | None, mask_stride: int = 1) -> Tensor:
     """Set x (B, C, L) to zero where the mask, taken at every mask_stride-th token, is False."""
-    return x if mask is None else x * mask[:, None, ::mask_stride].to(x.dtype)
+    return x if mask is None else x * thin_out(mask, mask_stride)[:, None].to(x.dtype)
 
 
 class PadShortcut(nn.Module):
@@ -96,4 +96,4 @@ class HalvedShortcut(nn.Module):
         self.halving, self.widen, self.mask_stride = halving, widen, mask_stride
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.widen(self.halving(x, None if mask is None else mask[:, :: self.mask_stride]))
+        return self.widen(self.halving(x, None if mask is None else thin_out(mask, self.mask_stride)))

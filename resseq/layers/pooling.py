@@ -29,6 +29,14 @@ def pool_max(x: Tensor, mask: Tensor) -> Tensor:
     return pooled.masked_fill(~mask.any(1, keepdim=True), 0.0)
 
 
+def thin_out(mask: Tensor, stride: int) -> Tensor:
+    """Every stride-th place, ``mask[:, ::stride]``: where the length is free, the slice itself is not exported.
+
+    Shapes: (B, L) -> (B, ⌈L/stride⌉).
+    """
+    return mask.index_select(1, torch.arange(0, mask.shape[1], stride, device=mask.device)) if stride > 1 else mask
+
+
 def keep_greatest(x: Tensor, mask: Tensor, k: int, counts: Tensor) -> Tensor:
     """The greatest real values of each channel, in the order of the text; of equal ones the earlier.
 
@@ -56,7 +64,8 @@ def halve_by_kmax(x: Tensor, mask: Tensor | None) -> Tensor:
     Shapes: x (B, C, L), mask (B, L) -> (B, C, ⌈L/2⌉), whose real positions are those of mask[:, ::2].
     """
     mask = _all_real(x) if mask is None else mask
-    return keep_greatest(x, mask, (x.shape[-1] + 1) // 2, mask[:, ::2].sum(1))
+    halved = thin_out(mask, 2)
+    return keep_greatest(x, mask, halved.shape[1], halved.sum(1))
 
 
 def halve_by_max(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -65,8 +74,11 @@ def halve_by_max(x: Tensor, mask: Tensor | None) -> Tensor:
     Shapes: x (B, C, L), mask (B, L) -> (B, C, ⌈L/2⌉).
     """
     mask = _all_real(x) if mask is None else mask
-    pooled = F.max_pool1d(x.masked_fill(~mask[:, None], float("-inf")), 3, stride=2, padding=1)
-    return pooled.masked_fill(~mask[:, None, ::2], 0.0)
+    # max_pool1d would fix the length when it is exported
+    pooled = F.max_pool2d(
+        x.masked_fill(~mask[:, None], float("-inf"))[:, :, None], (1, 3), stride=(1, 2), padding=(0, 1)
+    )
+    return pooled.squeeze(2).masked_fill(~thin_out(mask, 2)[:, None], 0.0)
 
 
 def _all_real(x: Tensor) -> Tensor:

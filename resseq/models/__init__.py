@@ -14,6 +14,7 @@ from resseq.models.text_transformer import TextTransformer
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "transformer": TextTransformer,
     "convnet": TextConvNet,
+    "vdcnn": TextConvNet.vdcnn,
     "cifar-resnet": cifar_resnet,
     "resnet18": resnet18,
     "resnet34": resnet34,

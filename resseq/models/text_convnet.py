@@ -6,12 +6,23 @@ from operator import mul
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resseq.layers.convolution import ConvBlock, HalvedShortcut, PadShortcut, hide_padding
 from resseq.layers.dropout import Dropout
 from resseq.layers.linear import Conv1d, Embedding, Init, Linear
-from resseq.layers.pooling import Halving, K, find_pooling, halve_by_kmax, halve_by_max, pool_kmax, pool_max, pool_mean
+from resseq.layers.pooling import (
+    Halving,
+    K,
+    find_pooling,
+    halve_by_kmax,
+    halve_by_max,
+    pool_kmax,
+    pool_max,
+    pool_mean,
+    thin_out,
+)
 from resseq.layers.stages import Step, plan_steps, share_out
 from resseq.merges import branch_only
 from resseq.residual import Residual, Stack, reset_children
@@ -148,28 +159,35 @@ class TextConvNet(nn.Module):
         shortcut: Literal["none", "pad", "projection"] = "none",
         pooling: Literal["max", "kmax", "conv"] = "kmax",
         init: Init = "xavier",
+        scheme: str | Scheme | None = None,
     ) -> "TextConvNet":
         """The very deep convolutional net of the paper: 16-wide characters, four stages from 64 to 512, three layers.
 
+        ``scheme`` joins the blocks: unless given, "residual" where there is a shortcut and "plain" where there is none.
         ``pooling`` halves the length between stages; at the end stands k-max, k = 8, whatever it is. ``--tokenizer
         character --vocab-size 69`` gives ids below 69: padding, unknown and [CLS], then the 66 characters that are
         most frequent in the training texts; the paper's fixed alphabet is as large.
 
         Source: Conneau et al. 2016, arXiv:1606.01781, figure 1, tables 2 and 3.
-        Raises: ValueError for another depth.
+        Raises: ValueError for another depth, and for a scheme that needs a shortcut where there is none.
 
         >>> sum(p.numel() for p in TextConvNet.vdcnn(num_classes=4, depth=9).parameters())
         14176084
         """
         if depth not in VDCNN_STAGES:
             raise ValueError(f"TextConvNet.vdcnn: depth is one of 9, 17, 29, 49; got depth={depth}. Use depth=9.")
+        if shortcut == "none" and scheme not in (None, "plain"):
+            raise ValueError(
+                f"TextConvNet.vdcnn: every scheme but 'plain' needs a shortcut; got scheme={scheme!r} and "
+                f"shortcut='none'. Use shortcut='projection'."
+            )
         model = cls(
             vocab_size,
             num_classes,
             depth,
             dim=64,
             stages=VDCNN_STAGES[depth],
-            scheme="plain" if shortcut == "none" else "residual",
+            scheme=scheme or ("plain" if shortcut == "none" else "residual"),
             shortcut="pad" if shortcut == "none" else shortcut,
             dropout=0.0,
             pooling=pooling,
@@ -194,10 +212,12 @@ class TextConvNet(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        if torch.compiler.is_exporting() and not self.training:  # no stage may be left with one position: that is fixed
+            ids, mask = F.pad(ids, (0, self.mask_stride)), F.pad(mask, (0, self.mask_stride))
         x = self.dropout(self.token_dropout(self.embedding(ids))).transpose(1, 2)
         x = self.stem_norm(self.stem(hide_padding(x, mask)))
         x = self.stack(x, mask=mask)
-        pooled = self.pool(x.transpose(1, 2), mask[:, :: self.mask_stride])
+        pooled = self.pool(x.transpose(1, 2), thin_out(mask, self.mask_stride))
         return self.head(self.dropout(pooled))
 
 
