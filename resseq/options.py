@@ -38,7 +38,8 @@ class ModelOptions:
 
     model: str = "transformer"
     """transformer (TextTransformer), convnet (TextConvNet), vdcnn (TextConvNet.vdcnn), or a BERT to fine-tune: a
-    checkpoint's folder, or its id on the hub, OWNER/NAME. For images cifar-resnet, resnet18, resnet34, resnet50, resnet101 or resnet152."""
+    checkpoint's folder, or its id on the hub, OWNER/NAME. For images cifar-resnet, resnet18, resnet34, resnet50,
+    resnet101 or resnet152."""
     scheme: str | None = None
     """A name in resseq.SCHEMES: how each sublayer joins the stream."""
     depth: int | None = None
@@ -57,7 +58,8 @@ class ModelOptions:
     kernel_size: int | None = None
     """Tokens that a convolution spans; 0 leaves the transformer's out."""
     shortcut: Literal["none", "pad", "projection", "A", "B", "C", "D"] | None = None
-    """Where the shape changes: pad or projection in the convnet; vdcnn's default is none; in a ResNet A (pad), B, C or D (projections)."""
+    """Where the shape changes: pad or projection in the convnet; in vdcnn none as well; in a ResNet A (pad), B, C or D
+    (projections)."""
     pooling: Literal["mean", "max", "cls", "kmax", "conv"] | None = None
     """From tokens to one vector; kmax and conv for the convnet."""
     dropout: float | None = None

@@ -145,10 +145,10 @@ def _write(run: Run, file: Path, format: str, batch: "Batch") -> None:
 
 def _sort_in_onnx(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
     """A stable sort for ONNX, which has TopK alone: of equal values it takes the earlier first."""
-    from onnxscript import opset18 as op  # pyright: ignore[reportMissingImports]
+    from onnxscript import opset18  # pyright: ignore[reportMissingImports]
 
-    size = op.Shape(x, start=dim, end=None)
-    return op.TopK(x, size, axis=dim, largest=descending, sorted=True)
+    op: Any = opset18
+    return op.TopK(x, op.Shape(x, start=dim, end=None), axis=dim, largest=descending, sorted=True)
 
 
 def _open(file: Path, format: str) -> "Callable[[Tensor, Tensor], Tensor]":

@@ -189,7 +189,7 @@ def cells_of(options: AblateOptions) -> list[Cell]:
     for values in product(*(getattr(options, PLURAL.get(name, name)) for name in AXES)):
         given = shared | dict(zip(AXES, values, strict=True))
         one = TrainOptions(**given | {"output_dir": None, "resume": "auto"})
-        one = spell_out(replace(one, **{name: None for name in _unfit(options, one.model)}))
+        one = spell_out(replace(one, **dict.fromkeys(_unfit(options, one.model))))
         shape = tuple(getattr(one, each.name) for each in fields(ModelOptions)) + (one.vocab_size, one.max_length)
         if shape not in shapes:
             shapes.add(shape)
