@@ -309,6 +309,10 @@ class Stack(nn.Module):
         """Let a scheme whose start depends on data (Admin) see a first batch: the arguments are those of forward."""
         self.scheme.calibrate(self, *args, **kwargs)
 
+    def constrain(self) -> None:
+        """Bring the weights back to what the scheme has them keep to (nGPT): after each step of an optimizer."""
+        self.scheme.constrain(list(self.residuals))
+
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Parameters that the scheme gives a learning rate or an Adam ε of their own, relative to the others'."""
         return self.scheme.groups(self)

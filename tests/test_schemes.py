@@ -555,6 +555,27 @@ def test_ngpt_starts_with_steps_of_a_twentieth():
     torch.testing.assert_close(merge(x, y), on_sphere(x, y, 0.05))
 
 
+def test_ngpt_keeps_every_vector_of_the_stream_s_width_at_length_one():
+    def lengths(encoder):
+        attention, feedforward = (residual.sublayer for residual in encoder.residuals[:2])
+        rows = [attention.qkv.weight, feedforward.into.weight, attention.out.weight.T, feedforward.out.weight.T]
+        assert all(matrix.shape[1] == 16 for matrix in rows)
+        return torch.cat([matrix.norm(dim=1) for matrix in rows]).detach()
+
+    encoder = TransformerEncoder(16, 2, 2, scheme="ngpt", activation="swiglu")
+    one = torch.ones(len(lengths(encoder)))
+    torch.testing.assert_close(lengths(encoder), one)
+    directions = F.normalize(encoder.residuals[1].sublayer.out.weight.detach() * 3, dim=0)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.mul_(3)
+    assert lengths(encoder).min() > 2
+    encoder.constrain()
+    torch.testing.assert_close(lengths(encoder), one)
+    torch.testing.assert_close(encoder.residuals[1].sublayer.out.weight.detach(), directions)
+    Stack([nn.Linear(D, D)], dim=D, scheme="ngpt").constrain()  # names no weights: the junction alone
+
+
 @pytest.mark.parametrize("merge", ["ngpt", "orthogonal", "delta", "laurel_rw"])
 def test_other_merges_refuse_shapes_that_differ(merge):
     connection = stack(merge).residuals[0].connection

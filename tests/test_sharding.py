@@ -58,7 +58,6 @@ SHARDED = [
     "pre",
     "gru",
     "highway",
-    "ngpt",
     "layerscale",
     "laurel_lr",
     "hyper",
@@ -68,7 +67,7 @@ SHARDED = [
     "dense",
     "reversible",
 ]
-BY_ROLE = ("subln", "deepnorm", "fixup", "tfixup")  # their starts are rules for whole matrices
+BY_ROLE = ("subln", "deepnorm", "fixup", "tfixup", "ngpt")  # their starts are rules for whole matrices
 
 
 def start_sharded(scheme):

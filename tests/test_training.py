@@ -238,6 +238,18 @@ def test_training_calibrates_on_its_first_batch_alone(tmp_path, monkeypatch):
     assert len(batches) == 1
 
 
+def test_training_constrains_after_each_step(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(Stack, "constrain", lambda self: steps.append(run.step))
+    run = trainer(tmp_path / "run", scheme="ngpt", max_steps=3)
+    weight = run.model.stack.residuals[0].sublayer.weight
+    run.optimizer.register_step_post_hook(lambda *_: steps.append(weight.clone()))
+    run.train()
+    assert len(steps) == 6
+    assert all(isinstance(updated, torch.Tensor) for updated in steps[::2])
+    assert steps[1::2] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("optim", ["adamw", "sgd"])
 def test_a_scheme_may_scale_learning_rate_and_epsilon(tmp_path, optim):
     run = trainer(tmp_path / "run", scheme="depth_mup", max_steps=1, warmup_steps=1, optim=optim, learning_rate=0.5)

@@ -86,6 +86,9 @@ class Scheme:
     def start(self, residuals: Sequence[Any]) -> None:
         """Starting weights of the sublayers, where the scheme has a rule for them."""
 
+    def constrain(self, residuals: Sequence[Any]) -> None:
+        """What the sublayers' weights keep to: for a training loop to call after each step of its optimizer."""
+
     def calibrate(self, stack: Any, *args: Any, **kwargs: Any) -> None:
         """Starting values that depend on data: a look at the stack's first inputs."""
 

@@ -1,13 +1,16 @@
 """Schemes in which something else stands where the sum was: a gate, a step on the sphere, a weighted sum."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 
 from resseq.connections import Connection, Merge, OneStream
 from resseq.factors import LowRank
 from resseq.merges import Balance, Delta, GRUGate, Highway, SphereStep, orthogonal
-from resseq.schemes.base import EndsInNorm, Place, Scheme
+from resseq.schemes.base import EndsInNorm, Place, Scheme, weights_of_each
 
 
 class HighwayGates(Scheme):
@@ -50,13 +53,18 @@ class GRU(Scheme):
 
 
 class NGPT(Scheme):
-    """The normalized Transformer's junction: the stream stays on a sphere and moves by learned steps.
+    """The normalized Transformer: the stream stays on a sphere and moves by learned steps; weights have unit norm.
 
     ``N(N(S(x)) + a⊙(N(F(x)) − N(S(x))))``, N without weights; a one number per channel, 0.05 at the start. The sphere
     has radius √D where the paper's has 1, so that sublayers read entries of the usual size, which the paper gets by
-    factors √D inside them. The junction alone: the paper also gives its weights unit norm after each step.
+    factors √D inside them.
 
-    Source: Loshchilov et al. 2024, arXiv:2410.01131, eq. 10 and 11.
+    At the start and whenever `constrain` is called, which `resseq train` does after each step, the vectors of the
+    stream's width that a sublayer's matrices are made of get length 1: what is written by each column of role "out",
+    what is read by each row of any other. Sublayers that do not name their weights() keep theirs, and so does all
+    that stands outside the stack; the paper normalises its embeddings too, and query and key once more.
+
+    Source: Loshchilov et al. 2024, arXiv:2410.01131, eq. 10 and 11, section 2.6.
     """
 
     normed = False
@@ -67,6 +75,17 @@ class NGPT(Scheme):
     def connection(self, place: Place) -> Connection:
         merge = SphereStep(place.dim_out, step=self.step, channel_dim=place.channel_dim)
         return OneStream(shortcut=place.shortcut, merge=merge)
+
+    def start(self, residuals: Sequence[Any]) -> None:
+        self.constrain(residuals)
+
+    @torch.no_grad()
+    def constrain(self, residuals: Sequence[Any]) -> None:
+        for weights in weights_of_each([each for each in residuals if hasattr(each.sublayer, "weights")], "ngpt"):
+            for role, weight in weights:
+                vectors = weight.transpose(0, 1) if role == "out" else weight
+                length = torch.linalg.vector_norm(vectors, dim=tuple(range(1, vectors.ndim)), keepdim=True)
+                vectors.div_(length.clamp(min=torch.finfo(weight.dtype).tiny))
 
 
 class _PreMerge(EndsInNorm):

@@ -179,6 +179,7 @@ class Trainer:
         self.options, self.folder, self.device = options, folder, device
         self.optimizer = make_optimizer(model, options)
         self.clocks: list[Any] = [part for part in model.modules() if hasattr(part, "set_step")]
+        self.constrained: list[Any] = [part for part in model.modules() if hasattr(part, "constrain")]
         self.compiled: Any = torch.compile(model) if options.torch_compile else model
         self.per_epoch = math.ceil(len(loader) / options.gradient_accumulation_steps)
         self.steps = options.max_steps or self.per_epoch * options.num_train_epochs
@@ -345,6 +346,8 @@ class Trainer:
             group["lr"] = rate * group["lr_scale"]
         self.optimizer.step()
         self.optimizer.zero_grad()
+        for part in self.constrained:
+            part.constrain()
 
     def validate(self) -> None:
         """Measure on the validation data; keep the weights if they are the best so far."""
