@@ -179,6 +179,13 @@ def build_model(options: ModelOptions, num_classes: int, **shape: Any) -> "nn.Mo
     return MODELS[options.model](num_classes=num_classes, **arguments)
 
 
+def strange_to(model: str) -> set[str]:
+    """The options of other models."""
+    from resseq.models import arguments_of
+
+    return {field.name for field in fields(ModelOptions)} - {"model", *arguments_of(model)}
+
+
 def spell_out(options: TrainOptions) -> TrainOptions:
     """The same with the model's defaults in place of None: what a run was is not to change with the defaults."""
     from resseq.models import arguments_of

@@ -15,7 +15,16 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 
 from resseq.ablation.cell import Cell, layers_named
-from resseq.options import IMAGE_MODELS, TEXT_MODELS, UNBOUND, ModelOptions, TrainOptions, check_model, spell_out
+from resseq.options import (
+    IMAGE_MODELS,
+    TEXT_MODELS,
+    UNBOUND,
+    ModelOptions,
+    TrainOptions,
+    check_model,
+    spell_out,
+    strange_to,
+)
 
 PLURAL = {"scheme": "schemes", "depth": "depths", "seed": "seeds", "learning_rate": "learning_rates", "init": "inits"}
 # The first command's own setting: a shallow, a middle and a deep model, minutes on two cores.
@@ -202,11 +211,7 @@ def cells_of(options: AblateOptions) -> list[Cell]:
 
 def _unfit(options: AblateOptions, model: str) -> list[str]:
     """The usual values that are the transformer's own: they are nothing to this model, or mean something else there."""
-    from resseq.models import arguments_of
-
-    strange = {each.name for each in fields(ModelOptions)} - {"model", *arguments_of(model)}
-    if model != "transformer":
-        strange.add("kernel_size")
+    strange = strange_to(model) | ({"kernel_size"} if model != "transformer" else set())
     return [
         name for name in DEFAULTS if name in strange and isinstance(getattr(options, PLURAL.get(name, name)), Usual)
     ]

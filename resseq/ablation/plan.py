@@ -31,7 +31,8 @@ def plan(options: AblateOptions) -> str:
         shape = _shape(cell.options)
         if shape not in shapes:
             shapes[shape] = parameters, seconds = _measure(cell, corpus)
-            about = f"{cell.options.model} {cell.options.scheme} depth {cell.options.depth} dim {cell.options.dim}"
+            named = {name: getattr(cell.options, name) for name in ("scheme", "depth", "dim")}
+            about = " ".join([cell.options.model, *(f"{name} {value}" for name, value in named.items() if value)])
             lines.append(f"{about:40} {parameters:>12,} parameters  {1000 * seconds:8.1f} ms a step")
         if cell in left:
             total += shapes[shape][1] * _steps(cell.options, corpus)
