@@ -1,4 +1,4 @@
-"""A batch of unequal texts as one row of their tokens, without the padding between them."""
+"""A batch of unequal texts in fewer and fuller rows: several texts share one, and a mask keeps them apart."""
 
 from typing import NamedTuple
 
@@ -6,53 +6,58 @@ import torch
 from torch import Tensor
 
 
-class Grid(NamedTuple):
-    """Some texts of a batch as a smaller padded batch, of less padding."""
-
-    places: Tensor
-    """(T,), ascending: which of its B·L places the packed tokens stand at."""
-    mask: Tensor
-    """(B, L), True = real token."""
-
-
 class Packing(NamedTuple):
-    """Which places of a padded batch (B, L) the T tokens of a packed one stand at.
+    """Where the tokens of a padded batch (B, L) stand in a packed one (R, S), S the length of its longest text.
 
-    Texts stand in order of length, the longest first. What looks across a text's tokens cuts the row into grids, in
-    each of which every text is longer than half the longest. A text's first place is always among the places, so that
-    a text without a token keeps one.
+    A text keeps its places from the first to the last real token, so positions that count from another token stay what
+    they are; one without a token keeps its first place.
     """
 
     places: Tensor
-    """(T,), from 0 to B·L − 1."""
-    grids: tuple[Grid, ...]
-    mask: Tensor
-    """(B, L), True = real token."""
+    """(T,), among the B·L."""
+    slots: Tensor
+    """(T,), among the R·S."""
+    text: Tensor
+    """(R, S), the text that the token in a slot belongs to; B where there is none, or padding."""
+    shape: tuple[int, int]
+    """(B, L)."""
 
     @staticmethod
     def of(mask: Tensor) -> "Packing":
-        """The packing of a mask (B, L)."""
-        length = mask.shape[1]
-        kept = mask.bool().clone()
-        kept[:, 0] = True
-        ends, order = (kept * torch.arange(1, length + 1, device=mask.device)).amax(1).sort(descending=True)
-        lengths, places, grids, start = ends.tolist(), [], [], 0
-        while start < len(lengths):
-            longest = lengths[start]
-            stop = next((i for i, end in enumerate(lengths) if 2 * end <= longest), len(lengths))
-            texts = order[start:stop]
-            inside = kept[texts, :longest].flatten().nonzero().squeeze(1)
-            places.append(texts[inside // longest] * length + inside % longest)
-            grids.append(Grid(inside, mask[texts, :longest]))
-            start = stop
-        return Packing(torch.cat(places), tuple(grids), mask)
+        """The packing of a mask (B, L), True = real token: the longest texts first, each in the first row with room."""
+        texts, length = mask.shape
+        ends = (mask.bool() * torch.arange(1, length + 1, device=mask.device)).amax(1).clamp(min=1)
+        sizes, order = ends.sort(descending=True)
+        free, starts = [], []
+        for size in sizes.tolist():
+            row = next((row for row, room in enumerate(free) if room >= size), len(free))
+            if row == len(free):
+                free.append(int(sizes[0]))
+            starts.append((row + 1) * int(sizes[0]) - free[row])
+            free[row] -= size
+        start = torch.empty_like(order).scatter_(0, order, torch.tensor(starts, device=mask.device))
+        kept = torch.arange(length, device=mask.device) < ends[:, None]
+        slots = (start[:, None] + torch.arange(length, device=mask.device))[kept]
+        real = torch.where(mask.bool(), torch.arange(texts, device=mask.device)[:, None], texts)
+        text = start.new_full((len(free) * int(sizes[0]),), texts).index_copy_(0, slots, real[kept])
+        return Packing(kept.flatten().nonzero().squeeze(1), slots, text.view(len(free), -1), (texts, length))
+
+    @property
+    def mask(self) -> Tensor:
+        """(R, S, S), whether a token sees another: those of its own text do; padding sees nothing and is not seen."""
+        return (self.text[:, :, None] == self.text[:, None]) & (self.text != self.shape[0])[:, None]
 
 
-def pack(x: Tensor, at: Packing | Grid) -> Tensor:
-    """(B, L, D) -> (T, D)."""
-    return x.flatten(0, 1).index_select(0, at.places)
+def pack(x: Tensor, packing: Packing) -> Tensor:
+    """(B, L, D) -> (R, S, D), zero where no token stands."""
+    return _move(x, packing.places, packing.slots, packing.text.shape)
 
 
-def unpack(x: Tensor, at: Packing | Grid) -> Tensor:
-    """(T, D) -> (B, L, D), zero where padding stands."""
-    return x.new_zeros(at.mask.numel(), *x.shape[1:]).index_copy_(0, at.places, x).unflatten(0, at.mask.shape)
+def unpack(x: Tensor, packing: Packing) -> Tensor:
+    """(R, S, D) -> (B, L, D), zero where no token stood."""
+    return _move(x, packing.slots, packing.places, packing.shape)
+
+
+def _move(x: Tensor, source: Tensor, target: Tensor, shape: tuple[int, ...]) -> Tensor:
+    tokens = x.flatten(0, 1).index_select(0, source)
+    return x.new_zeros(shape[0] * shape[1], *x.shape[2:]).index_copy_(0, target, tokens).unflatten(0, shape)

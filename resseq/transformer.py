@@ -13,7 +13,7 @@ from resseq.packing import Packing, pack, unpack
 from resseq.residual import Stack
 from resseq.schemes import Scheme, find_scheme
 
-PADDING = 0.15  # share of a batch from which leaving it out is faster
+SAVED = 0.05  # share of a batch's places from which leaving them out is faster
 BY_TOKEN = {nn.LayerNorm, nn.RMSNorm, nn.Linear, nn.Identity, nn.ReLU, nn.ModuleList, nn.Sequential}
 
 
@@ -31,10 +31,10 @@ class TransformerEncoder(Stack):
         layer_drop: probability that a residual's branch is left out for a whole batch.
         rotary: turn queries and keys by their position.
         value_residual: mix the first layer's values into those of all others: see SelfAttention.
-        pack: leave padding out between the first residual and the last where that is faster: on a CPU, uncompiled,
-            with 15 % of the batch or more being padding. Padding then comes out as 0. Whatever may expect (B, L, D)
-            inside, a hook, a module or a scheme that is not of this package, keeps the batch as it is, and so do
-            value_residual and, in training, drop_path.
+        pack: let texts share rows between the first residual and the last where that is faster: on a CPU, uncompiled,
+            where it saves 5 % of the batch or more. Padding then comes out as 0. Whatever may expect (B, L, D) inside,
+            a hook, a module or a scheme that is not of this package, keeps the batch as it is, and so does, in
+            training, drop_path.
         activation_checkpointing: see Stack.
 
     >>> import torch
@@ -91,21 +91,26 @@ class TransformerEncoder(Stack):
         self.value_residual, self.pack = value_residual, pack
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        if mask is None or mask.shape != x.shape[:2] or not self.packs(mask):
-            return super().forward(x, mask=mask, **{"values": []} if self.value_residual else {})
+        shared: dict[str, Any] = {"values": []} if self.value_residual else {}
+        packing = self.packing(mask) if mask is not None and mask.shape == x.shape[:2] else None
+        if packing is None:
+            return super().forward(x, mask=mask, **shared)
+        return unpack(super().forward(pack(x, packing), mask=packing.mask, **shared), packing)
+
+    def packing(self, mask: Tensor) -> Packing | None:
+        """How a batch with this mask shares rows; None where it runs as it is."""
+        if not self.pack or mask.device.type != "cpu" or not mask.numel() or _traced():
+            return None
+        most = (1 - SAVED) * mask.numel()
+        if int(mask.count_nonzero()) > most or not self._lets_texts_share_rows():
+            return None
         packing = Packing.of(mask)
-        return unpack(super().forward(pack(x, packing), packing=packing), packing)
+        return packing if packing.text.numel() <= most else None
 
-    def packs(self, mask: Tensor) -> bool:
-        """Whether a batch with this mask runs without its padding."""
-        if not self.pack or self.value_residual or mask.device.type != "cpu" or not mask.numel() or _traced():
-            return False
+    def _lets_texts_share_rows(self) -> bool:
+        """Whether all that runs inside treats each token by itself, or sees to the mask."""
         if self.training and any(getattr(part, "drop_path", 0.0) for part in self.modules()):
-            return False  # whole texts are dropped, and a packed batch does not show them
-        return int(mask.count_nonzero()) <= (1 - PADDING) * mask.numel() and self._knows_its_parts()
-
-    def _knows_its_parts(self) -> bool:
-        """Whether all that runs inside treats each token by itself, or knows of packings."""
+            return False  # whole texts are dropped, and a row does not show them
         return (
             _is_ours(self.scheme)
             and all(type(residual.sublayer) in (SelfAttention, FeedForward) for residual in self.residuals)

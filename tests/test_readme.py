@@ -59,13 +59,37 @@ def told(text: str) -> str:
     return " ".join(text.split())
 
 
-@pytest.mark.parametrize("name", ["first_command", "trec"])
-def test_the_ablations_are_told_as_they_came_out(name):
-    found = json.loads((ROOT / "examples" / "depth_ablation" / name / "results.json").read_text())
+ABLATIONS = ROOT / "examples" / "depth_ablation"
+
+
+@pytest.mark.parametrize(
+    ("name", "page", "summarised"),
+    [
+        ("first_command", ROOT, True),
+        ("trec", ROOT, True),
+        ("trec", ABLATIONS, True),
+        ("five_seeds", ABLATIONS, False),
+        ("wide", ABLATIONS, False),
+    ],
+)
+def test_the_ablations_are_told_as_they_came_out(name, page, summarised):
+    found = json.loads((ABLATIONS / name / "results.json").read_text())
     summary = found.pop("summary")
-    findings = Findings(**found, curves={})
-    assert table(findings) in README
-    assert told(summary) in told(README)
+    text = (page / "README.md").read_text()
+    assert table(Findings(**found, curves={})) in text
+    assert (told(summary) in told(text)) == summarised
+
+
+def test_the_starts_are_told_as_they_came_out():
+    rows = json.loads((ABLATIONS / "inits" / "results.json").read_text())["rows"]
+    text = (ABLATIONS / "README.md").read_text()
+    for start in ("xavier", "torch", "normal"):
+        cells = []
+        for scheme in ("post", "pre"):
+            found = [row for row in rows if (row["scheme"], row["init"]) == (scheme, start)]
+            stuck = {"finished": "", "stuck": " (stuck)"}
+            cells.append(", ".join(f"{100 * row['test_accuracy']:.1f}{stuck[row['status']]}" for row in found))
+        assert f"| `{start}` | {' | '.join(cells)} |" in text
 
 
 def test_the_claim_about_five_seeds_is_what_was_measured():

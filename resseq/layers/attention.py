@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from resseq.layers.dropout import Dropout, dropout
 from resseq.layers.linear import Init, Linear
 from resseq.layers.positions import rotate
-from resseq.packing import Packing, pack, unpack
 
 Cache = tuple[Tensor, ...]  # keys and values (B, H, S, d), or () before the first call
 
@@ -107,16 +106,12 @@ class Attention(nn.Module):
         return [rearrange(part, "B L (H d) -> B H L d", H=self.heads) for part in parts]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
-        """Mask (B, S) True = may be seen; causal: the queries are the last of the S, and see up to themselves."""
-        return self.project(self.weigh(q, k, v, mask, causal))
+        """``dropout(W_o N(y) + b_o)``, y what the heads find, side by side, N the inner norm.
 
-    def project(self, y: Tensor) -> Tensor:
-        """``dropout(W_o N(y) + b_o)``, N the inner norm."""
-        return self.dropout(self.out(y if self.inner_norm is None else self.inner_norm(y)))
-
-    def weigh(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
-        """What the heads find, side by side (B, L, D)."""
-        mask = None if mask is None else rearrange(mask.bool(), "B S -> B 1 1 S")
+        Mask (B, S) or (B, L, S), True = may be seen; causal: the queries are the last of the S and see up to themselves.
+        """
+        if mask is not None:
+            mask = mask.bool().unsqueeze(1) if mask.ndim == 3 else rearrange(mask.bool(), "B S -> B 1 1 S")
         past = k.shape[2] - q.shape[2]
         p = self.attention_dropout if self.training else 0.0
         by_hand = p > 0.0 and q.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -129,7 +124,8 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=causal and mask is None)
         if self.head_scale is not None:
             y = self.head_scale(y)
-        return rearrange(y, "B H L d -> B L (H d)")
+        y = rearrange(y, "B H L d -> B L (H d)")
+        return self.dropout(self.out(y if self.inner_norm is None else self.inner_norm(y)))
 
 
 def _attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
@@ -159,8 +155,8 @@ class SelfAttention(Attention):
     longer ones are handed back, ``(y, k, v)``. The cache of the first call is ``()``.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2; rotary positions: Su et al. 2021, arXiv:2104.09864.
-    Shapes: x (B, L, D), mask (B, S) True = real token, S counting the tokens of the cache too -> (B, L, D);
-        with a packing x (T, D) -> (T, D), and no mask.
+    Shapes: x (B, L, D), mask (B, S) True = real token, S counting the tokens of the cache too, or (B, L, S) True = may
+        be seen from there -> (B, L, D).
     Args: those of Attention, and
         causal: a token does not see those after it.
         rotary: turn queries and keys by their position.
@@ -198,10 +194,7 @@ class SelfAttention(Attention):
         mask: Tensor | None = None,
         cache: Cache | None = None,
         values: list[Tensor] | None = None,
-        packing: Packing | None = None,
     ) -> Tensor | Cache:
-        if packing is not None:
-            return self.attend_packed(x, packing)
         q, k, v = self.split(self.qkv(x))
         if self.gives_values and values is not None:
             values[:] = [v]
@@ -219,18 +212,6 @@ class SelfAttention(Attention):
             k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
         y = self.attend(q, k, v, mask, self.causal)
         return y if cache is None else (y, k, v)
-
-    def attend_packed(self, x: Tensor, packing: Packing) -> Tensor:
-        """Shapes: (T, D) -> (T, D). The heads attend grid by grid."""
-        found = []
-        for part, grid in zip(
-            self.qkv(x).split([len(grid.places) for grid in packing.grids]), packing.grids, strict=True
-        ):
-            q, k, v = self.split(unpack(part, grid))
-            if self.rotary:
-                q, k = rotate(q), rotate(k)
-            found.append(pack(self.weigh(q, k, v, grid.mask, self.causal), grid))
-        return self.project(torch.cat(found))
 
 
 class CrossAttention(Attention):
