@@ -20,8 +20,8 @@ import resseq
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/image_degradation")
-ROWS = {"train": 2048, "test": 512}
-DEPTHS, SEEDS, STEPS = (20, 56), (0,), 120
+ROWS = {"train": 4096, "test": 1024}
+DEPTHS, SEEDS, STEPS = (20, 56), (0, 1, 2), 240
 
 
 def take_part(source: Path, target: Path) -> None:
@@ -59,7 +59,6 @@ def main() -> None:
         seeds=SEEDS,
         max_steps=STEPS,
         augment=False,
-        workers=1,
         device="cpu",
         output_dir=str(RUNS),
     )

@@ -108,7 +108,7 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
         """``dropout(W_o N(y) + b_o)``, y what the heads find, side by side, N the inner norm.
 
-        Mask (B, S) or (B, L, S), True = may be seen; causal: the queries are the last of the S and see up to themselves.
+        Mask (B, S) or (B, L, S), True = may be seen; causal: the queries are the last of the S, and see no later one.
         """
         if mask is not None:
             mask = mask.bool().unsqueeze(1) if mask.ndim == 3 else rearrange(mask.bool(), "B S -> B 1 1 S")
