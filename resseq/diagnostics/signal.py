@@ -157,8 +157,8 @@ def tapped(residual: Residual, branches: dict[nn.Module, Tensor], skips: dict[nn
     connection = residual.connection
     finish: Callable[..., Tensor] = connection.finish
 
-    def tap(y: Tensor, *packing: Any) -> Tensor:
-        branches[residual] = y = finish(y, *packing)
+    def tap(y: Tensor) -> Tensor:
+        branches[residual] = y = finish(y)
         return y
 
     def tap_sum(skip: Tensor, y: Tensor) -> Tensor:
