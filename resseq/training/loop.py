@@ -184,6 +184,10 @@ class Trainer:
         self.per_epoch = math.ceil(len(loader) / options.gradient_accumulation_steps)
         self.steps = options.max_steps or self.per_epoch * options.num_train_epochs
         self.step, self.patience, self.seconds = 0, 0, 0.0  # patience: validations since the best
+        self.norm = torch.zeros(())  # of the last gradient
+        self.asks_each_step = (
+            device.type == "cpu"
+        )  # elsewhere asking waits for the device: only where that is due anyway
         self.class_weights = class_weights  # on the CPU: reading them from another device would wait for it
         self.running = torch.zeros(4, device=device)  # since the last row: summed loss, weight, right answers, examples
         self.best: dict[str, Any] | None = None
@@ -246,14 +250,17 @@ class Trainer:
                 self.step += 1
                 examples += sum(len(batch["labels"]) for batch in window)
                 elapsed = time.monotonic() - begun
-                if self.step % options.logging_steps == 0:
+                logs, due = self.step % options.logging_steps == 0, self.step % every == 0 or self.step == self.steps
+                stopping = bool(caught)  # asked once: a signal that comes while saving stops after the next step
+                saves = due or stopping or self.step % (options.save_steps or every) == 0
+                if logs or saves:
+                    self.require_finite(self.step)
+                if logs:
                     bar.set_postfix_str(f"{self.log_training()}, {examples / elapsed:.0f} examples/s", refresh=False)
                 bar.update()
-                due = self.step % every == 0 or self.step == self.steps
                 if due:
                     self.validate()
-                stopping = bool(caught)  # asked once: a signal that comes while saving stops after the next step
-                if due or stopping or self.step % (options.save_steps or every) == 0:
+                if saves:
                     self.seconds = before + time.monotonic() - begun
                     self.save()
         if caught:
@@ -334,13 +341,9 @@ class Trainer:
             self.running[1] += weight
             self.running[2] += (logits.argmax(1) == labels).sum()
             self.running[3] += len(labels)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise Diverged(
-                f"train: the gradient must be finite; got norm={norm.item()} at step {self.step + 1}. "
-                f"Use a lower --learning-rate or more --warmup-steps.",
-                self.step + 1,
-            )
+        self.norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
+        if self.asks_each_step:
+            self.require_finite(self.step + 1)
         rate = self.options.learning_rate * schedule(self.options, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
@@ -348,6 +351,15 @@ class Trainer:
         self.optimizer.zero_grad()
         for part in self.constrained:
             part.constrain()
+
+    def require_finite(self, step: int) -> None:
+        """Raise Diverged if the last gradient was not finite: the weights that such a one spoils spoil those after it."""
+        if not torch.isfinite(self.norm):
+            raise Diverged(
+                f"train: the gradient must be finite; got norm={self.norm.item()} at step {step}. "
+                f"Use a lower --learning-rate or more --warmup-steps.",
+                step,
+            )
 
     def validate(self) -> None:
         """Measure on the validation data; keep the weights if they are the best so far."""
