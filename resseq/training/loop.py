@@ -353,7 +353,7 @@ class Trainer:
             part.constrain()
 
     def require_finite(self, step: int) -> None:
-        """Raise Diverged if the last gradient was not finite: the weights that such a one spoils spoil those after it."""
+        """Raise Diverged if the last gradient was not finite: weights that one such has spoilt spoil those after it."""
         if not torch.isfinite(self.norm):
             raise Diverged(
                 f"train: the gradient must be finite; got norm={self.norm.item()} at step {step}. "
