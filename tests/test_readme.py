@@ -70,6 +70,7 @@ ABLATIONS = ROOT / "examples" / "depth_ablation"
         ("trec", ABLATIONS, True),
         ("five_seeds", ABLATIONS, False),
         ("wide", ABLATIONS, False),
+        ("convnets", ABLATIONS, True),
     ],
 )
 def test_the_ablations_are_told_as_they_came_out(name, page, summarised):
