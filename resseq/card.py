@@ -53,7 +53,8 @@ resseq, seed {options.seed}, {result["steps"]:,} steps in {result["seconds"]:.0f
 def _origin(options: TrainOptions) -> str:
     if options.fine_tunes:
         return f"fine-tuned from `{Path(options.model).name}`"
-    return f"trained from scratch as `--model {options.model} --scheme {options.scheme}`"
+    scheme = f" --scheme {options.scheme}" if options.scheme else ""
+    return f"trained from scratch as `--model {options.model}{scheme}`"
 
 
 def _input_card(options: TrainOptions, reader: Any) -> str:

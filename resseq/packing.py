@@ -1,5 +1,6 @@
 """A batch of unequal texts in fewer and fuller rows: several texts share one, and a mask keeps them apart."""
 
+from bisect import bisect_left, insort
 from typing import NamedTuple
 
 import torch
@@ -24,28 +25,47 @@ class Packing(NamedTuple):
 
     @staticmethod
     def of(mask: Tensor) -> "Packing":
-        """The packing of a mask (B, L), True = real token: the longest texts first, each in the first row with room."""
+        """The packing of a mask (B, L), True = real token: longest texts first, each in the fullest row with room."""
         texts, length = mask.shape
-        ends = (mask.bool() * torch.arange(1, length + 1, device=mask.device)).amax(1).clamp(min=1)
+        position = torch.arange(length, device=mask.device)
+        ends = lengths_of(mask)
         sizes, order = ends.sort(descending=True)
-        free, starts = [], []
+        longest, rows, starts = int(sizes[0]), 0, []
+        rooms: list[tuple[int, int]] = []  # what is left in each row, ascending
         for size in sizes.tolist():
-            row = next((row for row, room in enumerate(free) if room >= size), len(free))
-            if row == len(free):
-                free.append(int(sizes[0]))
-            starts.append((row + 1) * int(sizes[0]) - free[row])
-            free[row] -= size
-        start = torch.empty_like(order).scatter_(0, order, torch.tensor(starts, device=mask.device))
-        kept = torch.arange(length, device=mask.device) < ends[:, None]
-        slots = (start[:, None] + torch.arange(length, device=mask.device))[kept]
+            fullest = bisect_left(rooms, (size, 0))
+            if fullest < len(rooms):
+                room, row = rooms.pop(fullest)
+            else:
+                room, row, rows = longest, rows, rows + 1
+            starts.append((row + 1) * longest - room)
+            insort(rooms, (room - size, row))
+        start = torch.empty_like(order)
+        start[order] = torch.tensor(starts, device=mask.device)
+        kept = position < ends[:, None]
+        slots = (start[:, None] + position)[kept]
         real = torch.where(mask.bool(), torch.arange(texts, device=mask.device)[:, None], texts)
-        text = start.new_full((len(free) * int(sizes[0]),), texts).index_copy_(0, slots, real[kept])
-        return Packing(kept.flatten().nonzero().squeeze(1), slots, text.view(len(free), -1), (texts, length))
+        text = start.new_full((rows * longest,), texts).index_copy_(0, slots, real[kept])
+        return Packing(kept.flatten().nonzero().squeeze(1), slots, text.view(rows, longest), (texts, length))
 
-    @property
-    def mask(self) -> Tensor:
-        """(R, S, S), whether a token sees another: those of its own text do; padding sees nothing and is not seen."""
-        return (self.text[:, :, None] == self.text[:, None]) & (self.text != self.shape[0])[:, None]
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """(R, S, S), what is added to attention's scores: 0 between tokens of one text, and −∞ elsewhere.
+
+        Padding sees nothing and is not seen.
+        """
+        apart = (self.text[:, :, None] != self.text[:, None]) | (self.text == self.shape[0])[:, None]
+        return torch.zeros(apart.shape, dtype=dtype, device=apart.device).masked_fill_(apart, float("-inf"))
+
+
+def lengths_of(mask: Tensor) -> Tensor:
+    """(B,), the places from a text's first to its last real token; 1 of a text without any."""
+    return (mask.bool() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).clamp(min=1)
+
+
+def least_rows(lengths: Tensor) -> int:
+    """Rows of the longest text's length that no packing can do without."""
+    longest = int(lengths.max())
+    return max(int((2 * lengths > longest).sum()), -(-int(lengths.sum()) // longest))
 
 
 def pack(x: Tensor, packing: Packing) -> Tensor:

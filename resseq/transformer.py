@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from resseq.layers.attention import Cache, CrossAttention, SelfAttention
 from resseq.layers.feedforward import Activation, FeedForward
 from resseq.layers.linear import Init
-from resseq.packing import Packing, pack, unpack
+from resseq.packing import Packing, least_rows, lengths_of, pack, unpack
 from resseq.residual import Stack
 from resseq.schemes import Scheme, find_scheme
 
@@ -95,14 +95,14 @@ class TransformerEncoder(Stack):
         packing = self.packing(mask) if mask is not None and mask.shape == x.shape[:2] else None
         if packing is None:
             return super().forward(x, mask=mask, **shared)
-        return unpack(super().forward(pack(x, packing), mask=packing.mask, **shared), packing)
+        return unpack(super().forward(pack(x, packing), mask=packing.bias(x.dtype), **shared), packing)
 
     def packing(self, mask: Tensor) -> Packing | None:
         """How a batch with this mask shares rows; None where it runs as it is."""
         if not self.pack or mask.device.type != "cpu" or not mask.numel() or _traced():
             return None
-        most = (1 - SAVED) * mask.numel()
-        if int(mask.count_nonzero()) > most or not self._lets_texts_share_rows():
+        most, lengths = (1 - SAVED) * mask.numel(), lengths_of(mask)
+        if least_rows(lengths) * int(lengths.max()) > most or not self._lets_texts_share_rows():
             return None
         packing = Packing.of(mask)
         return packing if packing.text.numel() <= most else None
@@ -115,7 +115,10 @@ class TransformerEncoder(Stack):
             _is_ours(self.scheme)
             and all(type(residual.sublayer) in (SelfAttention, FeedForward) for residual in self.residuals)
             and all(_is_ours(part) or type(part) in BY_TOKEN for part in self.modules())
-            and not any(part._forward_hooks or part._forward_pre_hooks for part in self.modules())
+            and not any(
+                part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+                for part in self.modules()
+            )
         )
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from resseq import SCHEMES, TextTransformer, TransformerEncoder
 from resseq.layers.attention import SelfAttention
-from resseq.packing import Packing, pack, unpack
+from resseq.packing import Packing, least_rows, pack, unpack
 
 LENGTHS = torch.tensor([1, 3, 5, 16, 2, 9, 0, 7])
 MASK = torch.arange(16) < LENGTHS[:, None]
@@ -77,9 +77,16 @@ def test_texts_share_rows_and_come_back():
     assert packed.shape == (3, 16, 3)  # 16; 9 and 7; 5, 3, 2, 1 and the empty one's place
     assert torch.equal(unpack(packed, packing), x)
     assert packing.text.unique(return_counts=True)[1][:-1].tolist() == LENGTHS[LENGTHS > 0].tolist()
-    for row, sees in zip(packing.text.tolist(), packing.mask, strict=True):
+    for row, bias in zip(packing.text.tolist(), packing.bias(torch.float32), strict=True):
         for slot, text in enumerate(row):
-            assert sees[slot].tolist() == [text == other < len(MASK) for other in row]
+            assert bias[slot].tolist() == [0.0 if text == other < len(MASK) else -torch.inf for other in row]
+
+
+def test_rows_are_as_few_as_best_fit_gives_and_are_known_not_to_be_fewer():
+    lengths = torch.randint(1, 65, (500,))
+    packing = Packing.of(torch.arange(64) < lengths[:, None])
+    assert least_rows(lengths) <= len(packing.text) <= 1.03 * least_rows(lengths)
+    assert least_rows(torch.tensor([10, 6, 6, 6])) == 4, "no two of them share a row"
 
 
 def test_attention_takes_a_mask_of_who_sees_whom():
@@ -87,6 +94,17 @@ def test_attention_takes_a_mask_of_who_sees_whom():
     apart = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)).bool().expand(2, 5, 5)
     expected = torch.cat([attention(x[:, :2]), attention(x[:, 2:])], 1)
     torch.testing.assert_close(attention(x, apart), expected)
+    bias = torch.zeros(2, 5, 5).masked_fill(~apart, float("-inf"))
+    torch.testing.assert_close(attention(x, bias), expected)
+    by_hand, causal = SelfAttention(8, 2, attention_dropout=1e-9).double(), SelfAttention(8, 2, causal=True).double()
+    for other in (by_hand, causal):
+        other.load_state_dict(attention.state_dict())
+    torch.testing.assert_close(by_hand(x, bias), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(causal(x, bias), torch.cat([causal(x[:, :2]), causal(x[:, 2:])], 1))
+    tilted = torch.randn(2, 5, 5, dtype=torch.float64)
+    q, k, v = attention.split(attention.qkv(x))
+    weights = (q @ k.mT / 2 + tilted[:, None]).softmax(-1)
+    torch.testing.assert_close(attention(x, tilted), attention.out((weights @ v).transpose(1, 2).flatten(2)))
 
 
 def test_a_model_that_drops_paths_does_so_by_text():
@@ -116,6 +134,9 @@ def test_it_is_chosen_where_it_pays_and_never_where_something_may_expect_a_padde
 
     hook = net.encoder.residuals[1].sublayer.out.register_forward_hook(lambda *_: None)
     assert net.encoder.packing(MASK) is None, "a hook"
+    hook.remove()
+    hook = net.encoder.residuals[1].sublayer.out.register_full_backward_hook(lambda *_: None)
+    assert net.encoder.packing(MASK) is None, "a hook of the backward pass"
     hook.remove()
     assert net.encoder.packing(MASK)
 

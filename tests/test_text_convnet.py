@@ -5,6 +5,7 @@ from torch import nn
 from resseq import SCHEMES, BasicConvResBlock, TextConvNet
 from resseq.layers.convolution import PadShortcut
 from resseq.layers.pooling import halve_by_kmax, halve_by_max, pool_kmax
+from resseq.schemes.norms import Plain
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -139,12 +140,24 @@ def test_vdcnn_takes_any_scheme_where_there_is_a_shortcut():
     assert sum(p.numel() for p in plain.parameters()) == 14_176_084  # no shortcut stands beside a plain block
     assert sum(p.numel() for p in gated.parameters()) > 14_348_116
     with pytest.raises(ValueError, match=r"got scheme='pre' and shortcut='none'. Use shortcut='projection'."):
-        TextConvNet.vdcnn(4, scheme="pre")
+        TextConvNet.vdcnn(4, scheme="pre", shortcut="none")
+    with torch.device("meta"):
+        by_itself, by_object = TextConvNet.vdcnn(4, scheme="residual"), TextConvNet.vdcnn(4, scheme=Plain())
+    assert sum(p.numel() for p in by_itself.parameters()) == 14_348_116
+    assert sum(p.numel() for p in by_object.parameters()) == 14_176_084
+    with pytest.raises(ValueError, match="unknown scheme|scheme is one of|foo"):
+        TextConvNet.vdcnn(4, scheme="foo")
 
 
-def test_vdcnn_refuses_another_depth():
+def test_vdcnn_refuses_what_the_paper_has_not():
     with pytest.raises(ValueError, match=r"depth is one of 9, 17, 29, 49; got depth=10. Use depth=9."):
         TextConvNet.vdcnn(4, depth=10)
+    with pytest.raises(
+        ValueError, match=r"shortcut is one of none, pad, projection; got shortcut=A. Use shortcut=none."
+    ):
+        TextConvNet.vdcnn(4, shortcut="A")
+    with pytest.raises(ValueError, match=r"pooling is one of kmax, max, conv; got pooling=mean. Use pooling=kmax."):
+        TextConvNet.vdcnn(4, pooling="mean")
 
 
 def test_k_max_keeps_the_order_and_is_defined_for_few_positions():

@@ -48,6 +48,8 @@ IMAGE_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "warmup_steps": (0,),
     "label_smoothing_factor": (0.0,),
 }
+# The published depths, but the one that takes longest.
+VDCNN_DEFAULTS: dict[str, tuple[Any, ...]] = {"scheme": ("plain", "residual"), "depth": (9, 17, 29)}
 # These are no axes.
 SINGLE = {"task", "output_dir", "resume", "device", "dataloader_num_workers"}
 SINGLE |= {"text_column", "image_column", "label_column"}
@@ -146,6 +148,8 @@ class AblateOptions(Grid):
         name = next((single for single, plural in PLURAL.items() if plural == option.name), option.name)
         if name == "max_steps" and not isinstance(self.num_train_epochs, Usual):
             return Usual((None,))  # epochs were asked for
+        if set(self.model) == {"vdcnn"} and name in VDCNN_DEFAULTS:
+            return Usual(VDCNN_DEFAULTS[name])
         if self.task == "text" or name not in DEFAULTS | IMAGE_DEFAULTS:
             return option.default
         if name == "depth" and all(layers_named(model) for model in self.model):

@@ -89,13 +89,17 @@ def _deleted(block: nn.Module) -> Iterator[None]:
             yield
 
 
+class Reshaped(ValueError):
+    """A block cannot be deleted: it changes the shape of the stream."""
+
+
 def _hand_on(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """A block's output with the stream that it read; what else it returned stays."""
     name = type(block).__name__
     before, after = stream_of((args, kwargs), name), stream_of(output, name)
     # torch's encoder packs padded texts into a nested tensor, which has no shape and keeps its parts'
     if not before.is_nested and before.shape != after.shape:
-        raise ValueError(
+        raise Reshaped(
             f"lesion: a deleted block must keep the stream's shape; got a {name} from "
             f"{tuple(before.shape)} to {tuple(after.shape)}. Leave it in."
         )
@@ -121,7 +125,8 @@ def _place(model: nn.Module, paths: Iterable[str], blocks: Iterable[nn.Module]) 
 def lesion_curve(model: nn.Module, measure: Callable[[nn.Module], float], *, blocks: Blocks = None) -> Report:
     """What each block is worth: a measure of the network with that block alone deleted.
 
-    ``lesioned`` is the measure without the block, ``lesion_drop`` by how much that is less than the whole network's.
+    ``lesioned`` is the measure without the block, ``lesion_drop`` by how much that is less than the whole network's. A
+    block without a shortcut that changes the stream's shape cannot be deleted, and has no row.
 
     Source: Veit et al. 2016, arXiv:1605.06431, section 4.1.
     Args:
@@ -129,7 +134,10 @@ def lesion_curve(model: nn.Module, measure: Callable[[nn.Module], float], *, blo
     """
     found, whole, rows = find_blocks(model, blocks), measure(model), []
     for position, name in enumerate(found):
-        with lesion(model, blocks=found.values(), delete=[position]):
-            value = measure(model)
+        try:
+            with lesion(model, blocks=found.values(), delete=[position]):
+                value = measure(model)
+        except Reshaped:
+            continue
         rows += [(position, name, "lesioned", value), (position, name, "lesion_drop", whole - value)]
     return Report(rows, {name: kind_of(block) for name, block in found.items()})

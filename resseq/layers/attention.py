@@ -108,16 +108,22 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
         """``dropout(W_o N(y) + b_o)``, y what the heads find, side by side, N the inner norm.
 
-        Mask (B, S) or (B, L, S), True = may be seen; causal: the queries are the last of the S, and see no later one.
+        Mask (B, S) or (B, L, S), True = may be seen, or (B, L, S) numbers that are added to the scores; causal: the
+        queries are the last of the S, and see no later one.
         """
-        if mask is not None:
-            mask = mask.bool().unsqueeze(1) if mask.ndim == 3 else rearrange(mask.bool(), "B S -> B 1 1 S")
+        if mask is not None and mask.ndim == 3:
+            mask = (mask.to(q.dtype) if mask.is_floating_point() else mask.bool()).unsqueeze(1)
+        elif mask is not None:
+            mask = rearrange(mask.bool(), "B S -> B 1 1 S")
         past = k.shape[2] - q.shape[2]
         p = self.attention_dropout if self.training else 0.0
         by_hand = p > 0.0 and q.device.type == "cpu" and not torch.compiler.is_compiling()
         if causal and (past or mask is not None or by_hand):
             seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(past)
-            mask = seen if mask is None else mask & seen
+            if mask is not None and mask.is_floating_point():
+                mask = mask.masked_fill(~seen, float("-inf"))
+            else:
+                mask = seen if mask is None else mask & seen
         if by_hand:
             y = _attend_with_dropout(q, k, v, mask, p)
         else:
@@ -140,7 +146,11 @@ def _attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p
     if mask is None:
         hidden = q.new_zeros(1).expand(len(q), *shape[2:])
     else:
-        hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, torch.finfo(q.dtype).min)
+        least = torch.finfo(q.dtype).min
+        if mask.is_floating_point():
+            hidden = mask.clamp(min=least)
+        else:
+            hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, least)
         hidden = hidden.expand(shape).flatten(0, 1)
     weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scale).softmax(-1)
     return rearrange(torch.bmm(dropout(weights, p), v), "(B H) L d -> B H L d", H=heads)
@@ -156,7 +166,7 @@ class SelfAttention(Attention):
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2; rotary positions: Su et al. 2021, arXiv:2104.09864.
     Shapes: x (B, L, D), mask (B, S) True = real token, S counting the tokens of the cache too, or (B, L, S) True = may
-        be seen from there -> (B, L, D).
+        be seen from there, or a number that is added to the score -> (B, L, D).
     Args: those of Attention, and
         causal: a token does not see those after it.
         rotary: turn queries and keys by their position.

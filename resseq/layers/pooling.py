@@ -30,11 +30,10 @@ def pool_max(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def thin_out(mask: Tensor, stride: int) -> Tensor:
-    """Every stride-th place, ``mask[:, ::stride]``: where the length is free, the slice itself is not exported.
-
-    Shapes: (B, L) -> (B, ⌈L/stride⌉).
-    """
-    return mask.index_select(1, torch.arange(0, mask.shape[1], stride, device=mask.device)) if stride > 1 else mask
+    """Every stride-th place. Shapes: (B, L) -> (B, ⌈L/stride⌉)."""
+    if torch.compiler.is_exporting():  # the slice's strides would fix the length
+        return mask.index_select(1, torch.arange(0, mask.shape[1], stride, device=mask.device))
+    return mask[:, ::stride]
 
 
 def keep_greatest(x: Tensor, mask: Tensor, k: int, counts: Tensor) -> Tensor:
@@ -74,11 +73,12 @@ def halve_by_max(x: Tensor, mask: Tensor | None) -> Tensor:
     Shapes: x (B, C, L), mask (B, L) -> (B, C, ⌈L/2⌉).
     """
     mask = _all_real(x) if mask is None else mask
-    # max_pool1d would fix the length when it is exported
-    pooled = F.max_pool2d(
-        x.masked_fill(~mask[:, None], float("-inf"))[:, :, None], (1, 3), stride=(1, 2), padding=(0, 1)
-    )
-    return pooled.squeeze(2).masked_fill(~thin_out(mask, 2)[:, None], 0.0)
+    x = x.masked_fill(~mask[:, None], float("-inf"))
+    if torch.compiler.is_exporting():  # max_pool1d would fix the length
+        pooled = F.max_pool2d(x[:, :, None], (1, 3), stride=(1, 2), padding=(0, 1)).squeeze(2)
+    else:
+        pooled = F.max_pool1d(x, 3, stride=2, padding=1)
+    return pooled.masked_fill(~thin_out(mask, 2)[:, None], 0.0)
 
 
 def _all_real(x: Tensor) -> Tensor:

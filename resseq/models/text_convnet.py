@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from resseq.layers.stages import Step, plan_steps, share_out
 from resseq.merges import branch_only
 from resseq.residual import Residual, Stack, reset_children
 from resseq.schemes import Scheme, find_scheme
+from resseq.schemes.norms import Plain
 
 # how the length is halved (None: by a strided convolution), and how the text becomes one vector
 POOLINGS = {
@@ -35,8 +36,12 @@ POOLINGS = {
     "conv": (None, pool_max),
     "mean": (None, pool_mean),
 }
-VDCNN_STAGES = {9: (1, 1, 1, 1), 17: (2, 2, 2, 2), 29: (5, 5, 2, 2), 49: (8, 8, 5, 3)}
-"""Blocks of two convolutions in the four stages, by depth."""
+# what the paper has: of each depth the blocks of two convolutions in its four stages
+VDCNN: dict[str, Any] = {
+    "depth": {9: (1, 1, 1, 1), 17: (2, 2, 2, 2), 29: (5, 5, 2, 2), 49: (8, 8, 5, 3)},
+    "shortcut": ("none", "pad", "projection"),
+    "pooling": ("kmax", "max", "conv"),
+}
 
 
 def _norm_and_relu(dim: int) -> nn.Module:
@@ -156,27 +161,36 @@ class TextConvNet(nn.Module):
         num_classes: int,
         depth: int = 9,
         vocab_size: int = 69,
-        shortcut: Literal["none", "pad", "projection"] = "none",
+        shortcut: Literal["none", "pad", "projection"] | None = None,
         pooling: Literal["max", "kmax", "conv"] = "kmax",
         init: Init = "xavier",
         scheme: str | Scheme | None = None,
     ) -> "TextConvNet":
         """The very deep convolutional net of the paper: 16-wide characters, four stages from 64 to 512, three layers.
 
-        ``scheme`` joins the blocks: unless given, "residual" where there is a shortcut and "plain" where there is none.
+        Unless both are given, ``scheme`` follows from ``shortcut`` and ``shortcut`` from ``scheme``: "residual" stands
+        with a shortcut, "projection" with any scheme but "plain", and by itself the net is plain, with none.
         ``pooling`` halves the length between stages; at the end stands k-max, k = 8, whatever it is. ``--tokenizer
         character --vocab-size 69`` gives ids below 69: padding, unknown and [CLS], then the 66 characters that are
         most frequent in the training texts; the paper's fixed alphabet is as large.
 
         Source: Conneau et al. 2016, arXiv:1606.01781, figure 1, tables 2 and 3.
-        Raises: ValueError for another depth, and for a scheme that needs a shortcut where there is none.
+        Raises: ValueError for another depth, shortcut or pooling, and for a scheme that needs the shortcut it lacks.
 
         >>> sum(p.numel() for p in TextConvNet.vdcnn(num_classes=4, depth=9).parameters())
         14176084
         """
-        if depth not in VDCNN_STAGES:
-            raise ValueError(f"TextConvNet.vdcnn: depth is one of 9, 17, 29, 49; got depth={depth}. Use depth=9.")
-        if shortcut == "none" and scheme not in (None, "plain"):
+        given = {"depth": depth, "shortcut": shortcut or "none", "pooling": pooling}
+        for name, choices in VDCNN.items():
+            if given[name] not in choices:
+                raise ValueError(
+                    f"TextConvNet.vdcnn: {name} is one of {', '.join(map(str, choices))}; got {name}={given[name]}. "
+                    f"Use {name}={next(iter(choices))}."
+                )
+        if scheme is None:
+            scheme = "plain" if shortcut in (None, "none") else "residual"
+        plain = isinstance(find_scheme(scheme), Plain)
+        if shortcut == "none" and not plain:
             raise ValueError(
                 f"TextConvNet.vdcnn: every scheme but 'plain' needs a shortcut; got scheme={scheme!r} and "
                 f"shortcut='none'. Use shortcut='projection'."
@@ -186,9 +200,9 @@ class TextConvNet(nn.Module):
             num_classes,
             depth,
             dim=64,
-            stages=VDCNN_STAGES[depth],
-            scheme=scheme or ("plain" if shortcut == "none" else "residual"),
-            shortcut="pad" if shortcut == "none" else shortcut,
+            stages=VDCNN["depth"][depth],
+            scheme=scheme,
+            shortcut="pad" if plain or shortcut == "pad" else "projection",
             dropout=0.0,
             pooling=pooling,
             init=init,

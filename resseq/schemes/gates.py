@@ -10,7 +10,7 @@ from torch import nn
 from resseq.connections import Connection, Merge, OneStream
 from resseq.factors import LowRank
 from resseq.merges import Balance, Delta, GRUGate, Highway, SphereStep, orthogonal
-from resseq.schemes.base import EndsInNorm, Place, Scheme, weights_of_each
+from resseq.schemes.base import EndsInNorm, Place, Scheme
 
 
 class HighwayGates(Scheme):
@@ -62,7 +62,8 @@ class NGPT(Scheme):
     At the start and whenever `constrain` is called, which `resseq train` does after each step, the vectors of the
     stream's width that a sublayer's matrices are made of get length 1: what is written by each column of role "out",
     what is read by each row of any other. Sublayers that do not name their weights() keep theirs, and so does all
-    that stands outside the stack; the paper normalises its embeddings too, and query and key once more.
+    that stands outside the stack; the paper normalises its embeddings too, and query and key once more. Sharded
+    matrices (FSDP) are refused.
 
     Source: Loshchilov et al. 2024, arXiv:2410.01131, eq. 10 and 11, section 2.6.
     """
@@ -81,8 +82,13 @@ class NGPT(Scheme):
 
     @torch.no_grad()
     def constrain(self, residuals: Sequence[Any]) -> None:
-        for weights in weights_of_each([each for each in residuals if hasattr(each.sublayer, "weights")], "ngpt"):
-            for role, weight in weights:
+        for sublayer in {id(each.sublayer): each.sublayer for each in residuals}.values():
+            for role, weight in sublayer.weights() if callable(getattr(sublayer, "weights", None)) else ():
+                if hasattr(weight, "device_mesh"):
+                    raise ValueError(
+                        f"Scheme 'ngpt': keeps the vectors of whole matrices at length 1; got a sharded "
+                        f"{type(sublayer).__name__}. Use DistributedDataParallel, or another scheme."
+                    )
                 vectors = weight.transpose(0, 1) if role == "out" else weight
                 length = torch.linalg.vector_norm(vectors, dim=tuple(range(1, vectors.ndim)), keepdim=True)
                 vectors.div_(length.clamp(min=torch.finfo(weight.dtype).tiny))
