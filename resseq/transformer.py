@@ -13,7 +13,6 @@ from resseq.packing import Packing, least_rows, lengths_of, pack, unpack
 from resseq.residual import Stack
 from resseq.schemes import Scheme, find_scheme
 
-SAVED = 0.05  # share of a batch's places from which leaving them out is faster
 BY_TOKEN = {nn.LayerNorm, nn.RMSNorm, nn.Linear, nn.Identity, nn.ReLU, nn.ModuleList, nn.Sequential}
 
 
@@ -32,9 +31,9 @@ class TransformerEncoder(Stack):
         rotary: turn queries and keys by their position.
         value_residual: mix the first layer's values into those of all others: see SelfAttention.
         pack: let texts share rows between the first residual and the last where that is faster: on a CPU, uncompiled,
-            where it saves 5 % of the batch or more. Padding then comes out as 0. Whatever may expect (B, L, D) inside,
-            a hook, a module or a scheme that is not of this package, keeps the batch as it is, and so does, in
-            training, drop_path.
+            where it saves enough (see worth_packing). Padding then comes out as 0. Whatever may expect (B, L, D)
+            inside, a part's hook, a module or a scheme that is not of this package, keeps the batch as it is, and so
+            does, in training, drop_path.
         activation_checkpointing: see Stack.
 
     >>> import torch
@@ -101,8 +100,10 @@ class TransformerEncoder(Stack):
         """How a batch with this mask shares rows; None where it runs as it is."""
         if not self.pack or mask.device.type != "cpu" or not mask.numel() or _traced():
             return None
-        most, lengths = (1 - SAVED) * mask.numel(), lengths_of(mask)
-        if least_rows(lengths) * int(lengths.max()) > most or not self._lets_texts_share_rows():
+        lengths = lengths_of(mask)
+        longest = int(lengths.max())
+        most = (1 - worth_packing(longest)) * mask.numel()
+        if least_rows(lengths) * longest > most or not self._lets_texts_share_rows():
             return None
         packing = Packing.of(mask)
         return packing if packing.text.numel() <= most else None
@@ -120,6 +121,15 @@ class TransformerEncoder(Stack):
                 for part in self.modules()
             )
         )
+
+
+def worth_packing(length: int) -> float:
+    """Share of a batch's places from which leaving them out is faster, as measured on a CPU.
+
+    It grows with the rows' length, since the mask of who sees whom grows with its square; and a forward pass alone
+    saves less than one with its backward.
+    """
+    return (0.05 + length / 10_000) * (1 if torch.is_grad_enabled() else 3)
 
 
 def _traced() -> bool:

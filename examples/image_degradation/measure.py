@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pyarrow as pa
@@ -34,17 +35,26 @@ def take_part(source: Path, target: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """What README.md shows of the cells."""
+    """What README.md shows of the cells: of each net the mean over the seeds, its lowest and its highest."""
     lines = [
         "| net | training error, % | training loss | test accuracy, % | gradient norm, first block | last block |",
         "|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['scheme']}-{row['depth']} | {100 * (1 - row['train_accuracy']):.1f} | {row['train_loss']:.2f} "
-            f"| {100 * row['test_accuracy']:.1f} | {row['gradient_norm_first']:.3g} | {row['gradient_norm_last']:.3g} |"
-        )
+    for net in dict.fromkeys((row["scheme"], row["depth"]) for row in rows):
+        cell = [row for row in rows if (row["scheme"], row["depth"]) == net]
+        told = [
+            spread([100 * (1 - row["train_accuracy"]) for row in cell], ".1f"),
+            spread([row["train_loss"] for row in cell], ".2f"),
+            spread([100 * row["test_accuracy"] for row in cell], ".1f"),
+            spread([row["gradient_norm_first"] for row in cell], ",.1f"),
+            spread([row["gradient_norm_last"] for row in cell], ",.1f"),
+        ]
+        lines.append(f"| {'-'.join(map(str, net))} | {' | '.join(told)} |")
     return "\n".join(lines)
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{mean(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
 
 def main() -> None:
