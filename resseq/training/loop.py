@@ -185,9 +185,7 @@ class Trainer:
         self.steps = options.max_steps or self.per_epoch * options.num_train_epochs
         self.step, self.patience, self.seconds = 0, 0, 0.0  # patience: validations since the best
         self.norm = torch.zeros(())  # of the last gradient
-        self.asks_each_step = (
-            device.type == "cpu"
-        )  # elsewhere asking waits for the device: only where that is due anyway
+        self.asks_each_step = device.type == "cpu"  # elsewhere asking waits for the device
         self.class_weights = class_weights  # on the CPU: reading them from another device would wait for it
         self.running = torch.zeros(4, device=device)  # since the last row: summed loss, weight, right answers, examples
         self.best: dict[str, Any] | None = None
@@ -251,16 +249,16 @@ class Trainer:
                 examples += sum(len(batch["labels"]) for batch in window)
                 elapsed = time.monotonic() - begun
                 logs, due = self.step % options.logging_steps == 0, self.step % every == 0 or self.step == self.steps
-                stopping = bool(caught)  # asked once: a signal that comes while saving stops after the next step
-                saves = due or stopping or self.step % (options.save_steps or every) == 0
-                if logs or saves:
+                if logs or due:
                     self.require_finite(self.step)
                 if logs:
                     bar.set_postfix_str(f"{self.log_training()}, {examples / elapsed:.0f} examples/s", refresh=False)
                 bar.update()
                 if due:
                     self.validate()
-                if saves:
+                stopping = bool(caught)  # asked once: a signal that comes while saving stops after the next step
+                if due or stopping or self.step % (options.save_steps or every) == 0:
+                    self.require_finite(self.step)
                     self.seconds = before + time.monotonic() - begun
                     self.save()
         if caught:
