@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resseq import Residual, Stack, TextTransformer, TransformerEncoder, diagnostics
+from resseq import Residual, Stack, TextConvNet, TextTransformer, TransformerEncoder, diagnostics
 from resseq.diagnostics import amplification, autocorrelation, gradients_between, inspect, lesion, lesion_curve
 from resseq.diagnostics.blocks import find_blocks, replace_first
 
@@ -827,3 +827,12 @@ def test_stages_are_blocks_where_they_are_more_than_the_blocks_of_one():
 
     assert list(find_blocks(Net(2))) == ["layer1", "layer2", "layer3", "layer4"]
     assert list(find_blocks(Net(5))) == [f"layer1.{i}" for i in range(5)]
+
+
+def test_a_block_that_changes_the_shape_and_has_no_shortcut_is_passed_over():
+    model = TextConvNet(20, 2, 5, dim=4, stages=2, scheme="plain").eval()
+    ids = torch.randint(20, (2, 8))
+    with pytest.raises(ValueError, match="a deleted block must keep the stream's shape"), lesion(model, delete=[1]):
+        model(ids)
+    report = lesion_curve(model, lambda model: model(ids).sum().item())
+    assert report.frame.query("statistic == 'lesion_drop'").depth.tolist() == [0]
