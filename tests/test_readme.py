@@ -125,6 +125,13 @@ def test_the_training_steps_are_what_was_measured():
         assert f"| {shape} | {' | '.join(cells)} |" in README
 
 
+def test_the_image_net_s_step_is_what_was_measured():
+    measured = json.loads((ROOT / "tests" / "benchmarks" / "resnet_step.json").read_text())
+    assert f"takes {measured['results']['resseq']['ratio_to_fastest_peer']:.2f} of Hugging Face's" in told(README)
+    assert f"{measured['rounds']} rounds" in README
+    assert measured["fastest_peer"] == "hugging face"
+
+
 def test_inspect_prints_what_is_shown(tmp_path, capsys):
     """The same words, and numbers that differ from machine to machine by rounding alone."""
     from resseq.cli import main
