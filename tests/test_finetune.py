@@ -182,7 +182,7 @@ def test_defaults_are_written_down_as_what_they_are():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model": "transfromer"}, "--model is transformer, convnet, vdcnn, a checkpoint's folder or its id on the hub"),
+        ({"model": "transfromer"}, "--model is transformer, convnet, vdcnn, a checkpoint's folder or its id"),
         ({"vocab_size": 500}, "a checkpoint has its own tokenizer; got --vocab-size 500. Leave it out."),
         ({"max_length": 40}, "texts may be as long as the checkpoint's; got --max-length 40. Use 32 or less."),
         ({"depth": 3}, "has no depth; got --depth 3. Leave it out."),
