@@ -140,10 +140,9 @@ def test_vdcnn_takes_any_scheme_where_there_is_a_shortcut():
     assert sum(p.numel() for p in plain.parameters()) == 14_176_084  # no shortcut stands beside a plain block
     assert sum(p.numel() for p in gated.parameters()) > 14_348_116
     with pytest.raises(ValueError, match=r"got scheme='pre' and shortcut='none'. Use shortcut='projection'."):
-        TextConvNet.vdcnn(4, scheme="pre", shortcut="none")
+        TextConvNet.vdcnn(4, scheme="pre")
     with torch.device("meta"):
-        by_itself, by_object = TextConvNet.vdcnn(4, scheme="residual"), TextConvNet.vdcnn(4, scheme=Plain())
-    assert sum(p.numel() for p in by_itself.parameters()) == 14_348_116
+        by_object = TextConvNet.vdcnn(4, scheme=Plain())
     assert sum(p.numel() for p in by_object.parameters()) == 14_176_084
     with pytest.raises(ValueError, match="unknown scheme|scheme is one of|foo"):
         TextConvNet.vdcnn(4, scheme="foo")

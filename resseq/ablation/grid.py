@@ -49,7 +49,11 @@ IMAGE_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "label_smoothing_factor": (0.0,),
 }
 # The published depths, but the one that takes longest.
-VDCNN_DEFAULTS: dict[str, tuple[Any, ...]] = {"scheme": ("plain", "residual"), "depth": (9, 17, 29)}
+VDCNN_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "scheme": ("plain", "residual"),
+    "depth": (9, 17, 29),
+    "shortcut": ("projection",),
+}
 # These are no axes.
 SINGLE = {"task", "output_dir", "resume", "device", "dataloader_num_workers"}
 SINGLE |= {"text_column", "image_column", "label_column"}

@@ -161,15 +161,14 @@ class TextConvNet(nn.Module):
         num_classes: int,
         depth: int = 9,
         vocab_size: int = 69,
-        shortcut: Literal["none", "pad", "projection"] | None = None,
+        shortcut: Literal["none", "pad", "projection"] = "none",
         pooling: Literal["max", "kmax", "conv"] = "kmax",
         init: Init = "xavier",
         scheme: str | Scheme | None = None,
     ) -> "TextConvNet":
         """The very deep convolutional net of the paper: 16-wide characters, four stages from 64 to 512, three layers.
 
-        Unless both are given, ``scheme`` follows from ``shortcut`` and ``shortcut`` from ``scheme``: "residual" stands
-        with a shortcut, "projection" with any scheme but "plain", and by itself the net is plain, with none.
+        ``scheme`` joins the blocks: unless given, "residual" where there is a shortcut and "plain" where there is none.
         ``pooling`` halves the length between stages; at the end stands k-max, k = 8, whatever it is. ``--tokenizer
         character --vocab-size 69`` gives ids below 69: padding, unknown and [CLS], then the 66 characters that are
         most frequent in the training texts; the paper's fixed alphabet is as large.
@@ -180,7 +179,7 @@ class TextConvNet(nn.Module):
         >>> sum(p.numel() for p in TextConvNet.vdcnn(num_classes=4, depth=9).parameters())
         14176084
         """
-        given = {"depth": depth, "shortcut": shortcut or "none", "pooling": pooling}
+        given = {"depth": depth, "shortcut": shortcut, "pooling": pooling}
         for name, choices in VDCNN.items():
             if given[name] not in choices:
                 raise ValueError(
@@ -188,7 +187,7 @@ class TextConvNet(nn.Module):
                     f"Use {name}={next(iter(choices))}."
                 )
         if scheme is None:
-            scheme = "plain" if shortcut in (None, "none") else "residual"
+            scheme = "plain" if shortcut == "none" else "residual"
         plain = isinstance(find_scheme(scheme), Plain)
         if shortcut == "none" and not plain:
             raise ValueError(
