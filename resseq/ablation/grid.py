@@ -148,7 +148,7 @@ class AblateOptions(Grid):
                 raise ValueError(f"ablate: --{name} must be 1 or more; got {value}. Use 1 or more.")
 
     def _usual(self, option: Any) -> Any:
-        """An option's default in this task."""
+        """An option's default in this task, and for these models."""
         name = next((single for single, plural in PLURAL.items() if plural == option.name), option.name)
         if name == "max_steps" and not isinstance(self.num_train_epochs, Usual):
             return Usual((None,))  # epochs were asked for

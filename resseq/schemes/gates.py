@@ -65,7 +65,7 @@ class NGPT(Scheme):
     that stands outside the stack; the paper normalises its embeddings too, and query and key once more. Sharded
     matrices (FSDP) are refused.
 
-    Source: Loshchilov et al. 2024, arXiv:2410.01131, eq. 10 and 11, section 2.6.
+    Source: Loshchilov et al. 2024, arXiv:2410.01131, eq. 10 and 11.
     """
 
     normed = False

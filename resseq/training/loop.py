@@ -351,7 +351,7 @@ class Trainer:
             part.constrain()
 
     def require_finite(self, step: int) -> None:
-        """Raise Diverged if the last gradient was not finite: weights that one such has spoilt spoil those after it."""
+        """Raise Diverged if the last gradient was not finite. One such spoils the weights, and so those after it."""
         if not torch.isfinite(self.norm):
             raise Diverged(
                 f"train: the gradient must be finite; got norm={self.norm.item()} at step {step}. "
