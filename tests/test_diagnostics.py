@@ -396,7 +396,10 @@ def test_the_shortcuts_factors_multiply():
     report = inspect(scaled, torch.randn(2, 4))
     assert values(report, "skip_gain") == pytest.approx([0.5] * 5)
     assert values(report, "skip_product") == pytest.approx([0.5**n for n in (5, 4, 3, 2, 1)])
-    assert "Shortcuts: their factors multiply to 0.0312 from the first block to the last." in report.verdict
+    assert (
+        "Shortcuts: their factors multiply to 0.0312 from the first block to the last; norms not counted."
+        in report.verdict
+    )
     report = inspect(text_transformer("pre"), IDS)
     assert values(report, "skip_product") == [1] * 6
     assert not any("Shortcuts" in sentence for sentence in report.verdict)
@@ -467,6 +470,12 @@ def test_the_stream_of_any_scheme_is_measured_or_not_spoken_of(scheme):
         assert values(report, "branch_rms") == pytest.approx(sizes)
         told = f"is {min(sizes):.3g} (block {sizes.index(min(sizes))}) to {max(sizes):.3g} (block"
         assert told in report.verdict[0]
+
+
+def test_of_blocks_that_do_nothing_none_does_most():
+    verdict = inspect(text_transformer("rezero"), IDS).verdict
+    assert "Influence: no block turns the stream." in verdict
+    assert verdict[1].endswith(" Every branch is 0.")
 
 
 def test_the_report_of_a_stream_of_several_tensors(tmp_path):

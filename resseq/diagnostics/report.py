@@ -145,7 +145,9 @@ def _on_stream(report: Report) -> list[str]:
         most, least = max(branch, key=branch.__getitem__), min(branch, key=branch.__getitem__)
         sentence += (
             f" A branch is {branch[least]:.3g} (depth {least}) to {branch[most]:.3g} (depth {most}) of the stream that "
-            f"it joins."
+            f"its block reads."
+            if branch[most]
+            else " Every branch is 0."
         )
     return [sentence]
 
@@ -165,7 +167,9 @@ def _on_shortcuts(report: Report) -> list[str]:
     product = report.series("skip_product")
     if not product or all(abs(value - 1) < 1e-6 for value in product.values()):
         return []
-    return [f"Shortcuts: their factors multiply to {product[0]:.3g} from the first block to the last."]
+    return [
+        f"Shortcuts: their factors multiply to {product[0]:.3g} from the first block to the last; norms not counted."
+    ]
 
 
 def _on_influence(report: Report) -> list[str]:
@@ -173,6 +177,8 @@ def _on_influence(report: Report) -> list[str]:
     if len(influence) < 2:
         return []
     most, least = max(influence, key=influence.__getitem__), min(influence, key=influence.__getitem__)
+    if influence[most] < 1e-6:  # rounding
+        return ["Influence: no block turns the stream."]
     return [
         f"Influence: block {most} turns the stream most (1 − cosine {influence[most]:.3g}), block {least} least "
         f"({influence[least]:.3g})."
