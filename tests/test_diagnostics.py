@@ -481,7 +481,9 @@ def test_of_blocks_that_do_nothing_none_does_most():
 def test_the_report_of_a_stream_of_several_tensors(tmp_path):
     model, x = randomised("attnres", 2)
     report = inspect(model, x) + lesion_curve(model, lambda model: model(x).square().mean().item())
-    assert all(drop != 0 for drop in values(report, "lesion_drop"))
+    drops = values(report, "lesion_drop")
+    assert all(drop != 0 for drop in drops)
+    assert f"the most costly is block {drops.index(max(drops))} ({max(drops):.3g})." in report.verdict[-1]
     page = report.save(tmp_path).read_text()
     assert "Stream: several tensors, of which nothing is measured." in page
     assert {path.stem for path in tmp_path.glob("*.png")} == {"signal", "gradients", "inside", "lesions"}
@@ -915,7 +917,7 @@ def test_the_report_is_a_folder(tmp_path):
     assert "Mine &lt;here&gt;" in text
     assert 'src="http' not in text, "the page stands by itself"
     assert len((page.parent / "inspect.csv").read_text().splitlines()) == len(report.frame) + 1
-    assert "deleting a single block costs at most 0.01 for 6 of 6 blocks; the most costly is" in report.verdict[-1]
+    assert report.verdict[-1] == "Lesions: deleting a single block costs at most 0.01 for 6 of 6 blocks."
     assert f"{report.series('gradient_norm')[0]:.3g} at depth 0" in report.verdict[0]
     assert len(report.text.splitlines()) == 8
 

@@ -207,7 +207,5 @@ def _on_lesions(report: Report) -> list[str]:
         return []
     most = max(drops, key=drops.__getitem__)
     harmless = sum(drop <= 0.01 for drop in drops.values())
-    return [
-        f"Lesions: deleting a single block costs at most 0.01 for {harmless} of {len(drops)} blocks; the most costly "
-        f"is block {most} ({drops[most]:.3g})."
-    ]
+    dearest = f"; the most costly is block {most} ({drops[most]:.3g})" if drops[most] > 0 else ""
+    return [f"Lesions: deleting a single block costs at most 0.01 for {harmless} of {len(drops)} blocks{dearest}."]
