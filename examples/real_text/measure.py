@@ -53,14 +53,15 @@ RUNS = [
         "imdb",
         CHECKPOINT,
         (0,),
-        {"max_length": 256, "learning_rate": 1e-4, "max_train_samples": 4000, "num_train_epochs": 1},
+        {"max_length": 256, "learning_rate": 1e-4, "max_train_samples": 10000, "num_train_epochs": 1, "bf16": True},
     ),
 ]
 
 
 def typed(flags: dict) -> str:
     """As on the command line, a space before each."""
-    return "".join(f" --{flag.replace('_', '-')} {value}" for flag, value in flags.items())
+    words = {flag.replace("_", "-"): "" if value is True else f" {value}" for flag, value in flags.items()}
+    return "".join(f" --{flag}{value}" for flag, value in words.items())
 
 
 def source(model: str) -> str:
