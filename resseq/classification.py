@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from resseq.card import draw_run, model_card
 from resseq.data import TextOptions
-from resseq.options import TEXT_MODELS, TrainOptions, build_model, check_model, spell_out
+from resseq.options import TEXT_MODELS, TrainOptions, build_model, check_model, from_python, spell_out
 from resseq.run import (
     FORMAT,
     WHOLE,
@@ -49,7 +49,7 @@ def train(**options: Any) -> dict[str, Any]:
         seconds, parameters.
     Raises: ValueError for bad options or data, and for a run folder that is already in use; training.loop.Diverged.
     """
-    return train_with(TrainOptions(**options))
+    return train_with(from_python(TrainOptions, options))
 
 
 def train_with(options: TrainOptions, corpus: "Corpus | None" = None) -> dict[str, Any]:
@@ -246,20 +246,30 @@ def predict(
         file: a text file, "-" for standard input, or (from Python) the texts, or the images as paths or PIL images.
             Of a run on several text columns a tuple for each row, or the texts joined, by a tab for a pair.
         batch_size: examples in a batch.
-    Yields: ``{"label": name, "probabilities": {name: probability, …}}``. Memory does not grow with the file.
-    Raises: ValueError for a folder without a finished run, a file that is not there, or a missing text.
+    Returns: an iterator of ``{"label": name, "probabilities": {name: probability, …}}``. Memory does not grow with the
+        file.
+    Raises: ValueError for a folder without a finished run or a file that is not there; the iterator, for a missing
+        text.
     """
-    loaded, first = Run.load(run, device), 1
-    for given in _blocks(str(file)) if isinstance(file, (str, os.PathLike)) else _chunks(iter(file)):
-        inputs = loaded.reader.take(given, first)
+    loaded = Run.load(run, device)
+    if isinstance(file, (str, os.PathLike)):
+        _check_file(str(file))
+        return _answers(loaded, _blocks(str(file)), batch_size)
+    return _answers(loaded, _chunks(iter(file)), batch_size)
+
+
+def _answers(run: Run, blocks: Iterator[list[Any]], batch_size: int) -> Iterator[dict[str, Any]]:
+    first = 1
+    for given in blocks:
+        inputs = run.reader.take(given, first)
         first += len(inputs)
-        for row in loaded.logits(inputs, batch_size).softmax(1).tolist() if inputs else []:
-            probabilities = dict(zip(loaded.classes, row, strict=True))
+        for row in run.logits(inputs, batch_size).softmax(1).tolist() if inputs else []:
+            probabilities = dict(zip(run.classes, row, strict=True))
             yield {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}
 
 
-def _blocks(file: str) -> Iterator[list[str]]:
-    """The lines that are there to read, as soon as they are: a pipe that is written slowly is answered line by line."""
+def _check_file(file: str) -> None:
+    """Raise for what cannot be read line by line."""
     from resseq.data.sources import READERS
 
     if file != "-" and (not Path(file).exists() or Path(file).is_dir()):
@@ -271,6 +281,10 @@ def _blocks(file: str) -> Iterator[list[str]]:
             f"predict: a file has one text or path to a line, and nothing beside; got the table {file}. Write its "
             f"column of texts to a .txt file, or measure it by resseq evaluate --data."
         )
+
+
+def _blocks(file: str) -> Iterator[list[str]]:
+    """The lines that are there to read, as soon as they are: a pipe that is written slowly is answered line by line."""
     if file == "-" and sys.stdin is None:  # closed by whoever started us
         return
     handle = sys.stdin.fileno() if file == "-" else os.open(file, os.O_RDONLY)

@@ -3,13 +3,15 @@
 import math
 import os
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from resseq.data import DataOptions, ImageOptions, TextOptions
 from resseq.training.config import TrainingOptions
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from torch import nn
 
 TEXT_MODELS = ("transformer", "convnet", "vdcnn")
@@ -21,10 +23,37 @@ MAY_BE_0 = {"frozen_layers", "seed", "data_seed", "warmup_steps", "dataloader_nu
 SHARES = {"dropout", "token_dropout", "attention_dropout", "drop_path", "layer_drop", "label_smoothing_factor"}
 
 
+Options = TypeVar("Options", bound="DataclassInstance")
+
+
+def from_python(kind: type[Options], given: dict[str, Any]) -> Options:
+    """The options of a verb, of one kind, that its function was called with.
+
+    Raises: ValueError for a name that no option has, with the nearest that one has.
+    """
+    verb, known = kind.__name__.removesuffix("Options").lower(), [each.name for each in fields(kind)]
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1, cutoff=0.5)
+            fix = f"Use {near[0]}=." if near else f"Type resseq {verb} --help to see them all."
+            raise ValueError(f"{verb}: the options are those of resseq {verb}; got {name}={given[name]!r}. {fix}")
+    return kind(**given)
+
+
+def settle(value: Any) -> Any:
+    """An option's value as the command line gives it: a path is a str, a list a tuple, NumPy's number Python's own."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list):
+        return tuple(value)
+    scalar = type(value).__module__ == "numpy" and value.shape == ()  # out of an array or a DataFrame
+    return value.item() if scalar else value
+
+
 def _is(value: Any, hint: Any) -> bool:
     """Whether a value is of an option's type; a whole number is a float too."""
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
     if get_args(hint):
         return any(_is(value, part) for part in get_args(hint))
     if hint is float:
@@ -101,11 +130,7 @@ class TrainOptions(TextOptions, ImageOptions, ModelOptions, TrainingOptions):
     def __post_init__(self) -> None:
         """Raise for a value that no option can have: from Python, and from a file, no parser stands before."""
         for each in fields(self):
-            value: Any = getattr(self, each.name)
-            if isinstance(value, os.PathLike):
-                object.__setattr__(self, each.name, os.fspath(value))
-            elif type(value).__module__ == "numpy" and value.shape == ():  # a number out of an array or a DataFrame
-                object.__setattr__(self, each.name, value.item())
+            object.__setattr__(self, each.name, settle(getattr(self, each.name)))
         for name, value in FINE_TUNING.items():
             if getattr(self, name) is None:
                 own = {each.name: each.default for each in fields(TrainingOptions)}

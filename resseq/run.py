@@ -184,7 +184,7 @@ def checkpoint_reader(options: TrainOptions, tokenizer: "Tokenizer", pretrained:
     """Two text columns are a pair, which a checkpoint takes apart."""
     from resseq.data import PairReader, TextReader
 
-    pairs = isinstance(options.text_column, tuple | list) and len(options.text_column) == 2
+    pairs = isinstance(options.text_column, tuple) and len(options.text_column) == 2
     return (PairReader if pairs else TextReader)(tokenizer, options.max_length, pretrained)
 
 

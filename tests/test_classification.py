@@ -156,6 +156,13 @@ def test_predict_reads_whatever_training_reads(run, monkeypatch):
         list(resseq.predict(folder, ["a"] * 4 + [None]))
 
 
+def test_predict_raises_when_it_is_called(run, tmp_path):
+    with pytest.raises(ValueError, match="must hold a finished run; got .*nowhere: there is none"):
+        resseq.predict(tmp_path / "nowhere", ["a text"])
+    with pytest.raises(ValueError, match="one to a line; got a gripping film"):
+        resseq.predict(run[0], "a gripping film")
+
+
 def shell(*arguments, **options):
     return subprocess.run([sys.executable, "-m", "resseq", *arguments], capture_output=True, text=True, **options)
 
@@ -268,6 +275,15 @@ def test_numbers_out_of_arrays_are_options(data, tmp_path):
     given = {"schemes": "pre", "dim": np.int64(16), "heads": 2, "vocab_size": 100, "max_steps": 2, "workers": 1}
     found = resseq.ablate(data=data, depths=np.int64(1), seeds=np.arange(2), output_dir=str(tmp_path), **given)
     assert sorted(found.frame["seed"]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fix"),
+    [("depht", "Use depth="), ("schemes", "Use scheme="), ("zzz", "Type resseq train --help to see them all")],
+)
+def test_an_option_that_there_is_not_is_answered_with_the_nearest(wrong, fix):
+    with pytest.raises(ValueError, match=rf"train: the options are those of resseq train; got {wrong}=2\. {fix}\.$"):
+        resseq.train(**{wrong: 2})
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_was_not(data, tmp_path, monkeypatch):

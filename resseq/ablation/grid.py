@@ -22,6 +22,8 @@ from resseq.options import (
     ModelOptions,
     TrainOptions,
     check_model,
+    from_python,
+    settle,
     spell_out,
     strange_to,
 )
@@ -189,10 +191,12 @@ class AblateOptions(Grid):
 def as_options(**given: Any) -> AblateOptions:
     """Options from Python: a single value stands for a list of one, and any iterable for a tuple."""
     several = {PLURAL.get(name, name) for name in AXES}
-    for name in several & given.keys():
-        value = given[name]
-        given[name] = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-    return AblateOptions(**given)
+    for name, value in given.items():
+        if name not in several:
+            given[name] = settle(value)
+        else:
+            given[name] = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    return from_python(AblateOptions, given)
 
 
 def cells_of(options: AblateOptions) -> list[Cell]:
