@@ -34,8 +34,8 @@ def from_python(kind: type[Options], given: dict[str, Any]) -> Options:
     verb, known = kind.__name__.removesuffix("Options").lower(), [each.name for each in fields(kind)]
     for name in given:
         if name not in known:
-            near = get_close_matches(name, known, 1, cutoff=0.5)
-            fix = f"Use {near[0]}=." if near else f"Type resseq {verb} --help to see them all."
+            near = get_close_matches(name, known, 1, 0.7) or [each for each in known if each.endswith(f"_{name}")]
+            fix = f"Use {'= or '.join(near)}=." if near else f"Type resseq {verb} --help to see them all."
             raise ValueError(f"{verb}: the options are those of resseq {verb}; got {name}={given[name]!r}. {fix}")
     return kind(**given)
 

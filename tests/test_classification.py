@@ -279,7 +279,12 @@ def test_numbers_out_of_arrays_are_options(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "fix"),
-    [("depht", "Use depth="), ("schemes", "Use scheme="), ("zzz", "Type resseq train --help to see them all")],
+    [
+        ("depht", "Use depth="),
+        ("schemes", "Use scheme="),
+        ("batch_size", "Use per_device_train_batch_size= or per_device_eval_batch_size="),
+        ("zzz", "Type resseq train --help to see them all"),
+    ],
 )
 def test_an_option_that_there_is_not_is_answered_with_the_nearest(wrong, fix):
     with pytest.raises(ValueError, match=rf"train: the options are those of resseq train; got {wrong}=2\. {fix}\.$"):
