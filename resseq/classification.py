@@ -214,7 +214,7 @@ def evaluate(
     Returns: data, split, rows, loss (nats), accuracy, macro_f1, and per class precision, recall, f1 and rows.
     Raises: ValueError for a folder without a finished run, for bad data, and for a label that the run does not know.
     """
-    from resseq.training.metrics import logits_of, measure
+    from resseq.training.metrics import measure
 
     loaded = Run.load(run, device)
     data = None if data is None else os.fspath(data)
@@ -222,7 +222,7 @@ def evaluate(
         loaded, data, split, text_column=text_column, image_column=image_column, label_column=label_column
     )
     batches, _ = evaluation_batches(loaded.reader.encode(*rows), batch_size)
-    metrics = measure(logits_of(loaded.model, batches, loaded.device, loaded.options.bf16))
+    metrics = measure(loaded.logits_of(batches))
     return {
         "data": loaded.options.data if data is None else data,
         "split": name,

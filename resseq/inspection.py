@@ -99,7 +99,7 @@ def _trained(run: str, options: InspectOptions) -> "Report":
 
     from resseq import diagnostics
     from resseq.run import Run, evaluation_batches, held_out
-    from resseq.training.metrics import logits_of, measure
+    from resseq.training.metrics import measure
 
     loaded = Run.load(run, options.device)
     columns = {name: getattr(options, name) for name in ("text_column", "image_column", "label_column")}
@@ -111,7 +111,7 @@ def _trained(run: str, options: InspectOptions) -> "Report":
     batches, _ = evaluation_batches(examples, BATCH)
 
     def accuracy(model: "nn.Module") -> float:
-        return measure(logits_of(model, batches, loaded.device)).accuracy
+        return measure(loaded.logits_of(batches)).accuracy
 
     batch = examples.collate([examples[i] for i in range(min(BATCH, len(chosen)))])
     report = _inspect_batch(loaded.model, {name: value.to(loaded.device) for name, value in batch.items()})

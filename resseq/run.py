@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,11 +81,15 @@ class Run:
         """The model's logits (N, C), in the order of the texts or images."""
         import torch
 
+        batches, rows = evaluation_batches(self.reader.encode(inputs), batch_size)
+        logits = [logits for logits, _ in self.logits_of(batches)]
+        return torch.cat(logits)[torch.tensor(rows).argsort()]
+
+    def logits_of(self, batches: Iterable[dict[str, "Tensor"]]) -> Iterator[tuple["Tensor", "Tensor"]]:
+        """The model's logits (B, C) of each batch, with its labels; in bfloat16 where the run was trained so."""
         from resseq.training.metrics import logits_of
 
-        batches, rows = evaluation_batches(self.reader.encode(inputs), batch_size)
-        logits = [logits for logits, _ in logits_of(self.model, batches, self.device)]
-        return torch.cat(logits)[torch.tensor(rows).argsort()]
+        return logits_of(self.model, batches, self.device, self.options.bf16)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -163,6 +163,20 @@ def test_predict_raises_when_it_is_called(run, tmp_path):
         resseq.predict(run[0], "a gripping film")
 
 
+def test_all_verbs_use_the_precision_of_training(data, tmp_path):
+    folder = tmp_path / "run"
+    result = resseq.train(data=data, output_dir=folder, depth=2, bf16=True, **SMALL | {"num_train_epochs": 1})
+    loaded = Run.load(folder, "cpu")
+    logits = loaded.logits(["this, a saw it is", "this and this, a plum it is"], 2)
+    assert torch.equal(logits, logits.bfloat16().float())
+    assert resseq.evaluate(folder)["loss"] == pytest.approx(result["test"]["loss"], abs=1e-9)
+    seen = set()
+    with torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu"))):
+        report = resseq.inspect(folder, device="cpu", texts=8, output_dir=tmp_path / "inspect")
+    assert True in seen, "its lesions too"
+    assert report.series("lesion_drop")
+
+
 def shell(*arguments, **options):
     return subprocess.run([sys.executable, "-m", "resseq", *arguments], capture_output=True, text=True, **options)
 
