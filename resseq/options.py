@@ -87,8 +87,8 @@ class ModelOptions:
     kernel_size: int | None = None
     """Tokens that a convolution spans; 0 leaves the transformer's out."""
     shortcut: Literal["none", "pad", "projection", "A", "B", "C", "D"] | None = None
-    """Where the shape changes: pad or projection in the convnet; in vdcnn none as well; in a ResNet A (pad), B, C or D
-    (projections)."""
+    """Where the shape changes: pad or projection in convnet and vdcnn, or none with the scheme plain; in a ResNet A
+    (pad), B, C or D (projections)."""
     pooling: Literal["mean", "max", "cls", "kmax", "conv"] | None = None
     """From tokens to one vector; kmax and conv for the convnet."""
     dropout: float | None = None
