@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from resseq.card import draw_run, model_card
 from resseq.data import TextOptions
-from resseq.options import TEXT_MODELS, TrainOptions, build_model, check_model, from_python, spell_out
+from resseq.options import TEXT_MODELS, TrainOptions, flag_of, from_python
 from resseq.run import (
     FORMAT,
     WHOLE,
@@ -55,6 +55,7 @@ def train(**options: Any) -> dict[str, Any]:
 def train_with(options: TrainOptions, corpus: "Corpus | None" = None) -> dict[str, Any]:
     """``train`` with its options in one value, and on a corpus that is there already if one is given."""
     from resseq.data import data_options, prepare
+    from resseq.models import check_model, spell_out
     from resseq.training.checkpoint import claim
 
     options = spell_out(replace(options, output_dir=str(options.folder)))
@@ -88,7 +89,7 @@ def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]
         )
     for each in fields(TextOptions):
         if each.name in ("tokenizer", "vocab_size", "lowercase") and getattr(options, each.name) != each.default:
-            flag, value = f"--{each.name.replace('_', '-')}", getattr(options, each.name)
+            flag, value = flag_of(each.name), getattr(options, each.name)
             raise ValueError(f"train: a checkpoint has its own tokenizer; got {flag} {value}. Leave it out.")
     encoder, tokenizer = Bert.from_pretrained(options.model), load_pretrained_tokenizer(options.model)
     if options.max_length > encoder.options["max_length"]:
@@ -103,6 +104,7 @@ def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]
 def _fit(options: TrainOptions, corpus: "Corpus", encoder: "Bert | None" = None) -> dict[str, Any]:
     import torch
 
+    from resseq.models import build_model
     from resseq.training.checkpoint import write_text
     from resseq.training.loop import Trainer, choose_device
 

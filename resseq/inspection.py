@@ -124,7 +124,8 @@ def _fresh(options: InspectOptions) -> "Report":
     """The signal and the gradients of a model before its first step: random tokens, or pixels, show them as well."""
     import torch
 
-    from resseq.options import IMAGE_MODELS, build_model
+    from resseq.models import build_model
+    from resseq.options import IMAGE_MODELS
     from resseq.training.loop import choose_device
 
     torch.manual_seed(options.seed)

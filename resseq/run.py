@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from resseq.options import UNBOUND, TrainOptions, build_model
+from resseq.options import UNBOUND, TrainOptions
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,7 @@ class Run:
         Raises: ValueError for a folder without a finished run.
         """
         from resseq.data.readers import READERS
+        from resseq.models import build_model
         from resseq.pretrained import HUB, fetch_run
         from resseq.training.checkpoint import restore, verify
         from resseq.training.loop import choose_device

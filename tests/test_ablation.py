@@ -23,7 +23,8 @@ from resseq.ablation.plan import plan
 from resseq.cli import main
 from resseq.data import Tokens, data_options, prepare
 from resseq.diagnostics.memory import saved_storages
-from resseq.options import TrainOptions, build_model
+from resseq.models import build_model
+from resseq.options import TrainOptions
 from resseq.residual import Stack
 
 SMALL = {

@@ -284,7 +284,7 @@ def test_numbers_out_of_arrays_are_options(data, tmp_path):
         "bf16": bool,
         "scheme": str,
     }
-    with pytest.raises(ValueError, match=r"--seed is a value of type int; got array\(\[1, 2\]\)\. Give one"):
+    with pytest.raises(ValueError, match=r"must be an integer; got array\(\[1, 2\]\) \(type ndarray\)\. Write seed=6"):
         TrainOptions(seed=np.array([1, 2]))
     given = {"schemes": "pre", "dim": np.int64(16), "heads": 2, "vocab_size": 100, "max_steps": 2, "workers": 1}
     found = resseq.ablate(data=data, depths=np.int64(1), seeds=np.arange(2), output_dir=str(tmp_path), **given)

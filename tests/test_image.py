@@ -14,8 +14,9 @@ from resseq.cli import main
 from resseq.data import ImageOptions, Images, load_images, prepare
 from resseq.data.baseline import pixel_baseline
 from resseq.data.image import decode, read_picture
+from resseq.models import check_model
 from resseq.models.image_classifier import ImageClassifier, shift_and_mirror
-from resseq.options import TrainOptions, check_model
+from resseq.options import TrainOptions
 from resseq.run import Run
 from resseq.training.loop import Trainer
 
@@ -205,7 +206,10 @@ def test_a_column_that_holds_no_image_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "transformer"}, "--task image needs a model of its own; got --model transformer. Use --model cifar"),
+        (
+            {"model": "transformer"},
+            "--model transformer reads texts; got --task image. Use --model cifar-resnet, or --task text",
+        ),
         ({"tokenizer": "byte"}, r"train: --task image has no --tokenizer; got 'byte'\. Leave it out\."),
         (
             {"task": "text", "model": "convnet", "image_size": 8},
