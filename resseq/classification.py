@@ -73,7 +73,8 @@ def train_with(options: TrainOptions, corpus: "Corpus | None" = None) -> dict[st
 def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]:
     """How the checkpoint that --model names reads texts, and its encoder; or what the run folder kept of it, and None.
 
-    Raises: ValueError for a name that is none, for what is no BERT, and for options that would not be heeded.
+    Raises: ValueError if --model names nothing, if the checkpoint is not a BERT, and for options that a checkpoint
+        ignores.
     """
     from resseq.data import load_pretrained_tokenizer, load_tokenizer, separator_of
     from resseq.models.bert import Bert
@@ -276,7 +277,8 @@ def _check_file(file: str) -> None:
 
     if file != "-" and (not Path(file).exists() or Path(file).is_dir()):
         raise ValueError(
-            f"predict: the texts or paths are a file with one to a line; got {file}. Use a file that exists, or -."
+            f"predict: the texts or paths are a file with one to a line; got {file}. Use a file that exists, or -; "
+            f"from Python a list as well: predict(run, [{file!r}])."
         )
     if Path(file).suffix.lower() in READERS:
         raise ValueError(

@@ -112,6 +112,12 @@ def test_predict_takes_paths_and_images(run, data, tmp_path, capsys):
         list(resseq.predict(str(folder), ["none.png"]))
 
 
+def test_only_text_classifiers_are_exported(run):
+    message = "only text classifiers can be exported; got a run on images in .*run. Give the folder of a run on texts"
+    with pytest.raises(ValueError, match=message):
+        resseq.export(run[0])
+
+
 def test_a_run_that_was_stopped_goes_on_exactly(run, data, tmp_path, monkeypatch):
     folder, _ = run
     validate = Trainer.validate

@@ -60,7 +60,7 @@ SINGLE |= {"text_column", "image_column", "label_column"}
 
 
 class Usual(tuple[Any, ...]):
-    """Values that nobody gave: what is usual for a task or a model may take their place."""
+    """Default values, which a task or a model may replace."""
 
 
 def _descriptions(cls: type) -> dict[str, str]:
