@@ -222,8 +222,8 @@ def test_a_column_that_holds_no_image_is_refused(tmp_path):
             "--task text has no --image-size; got 8. Leave it out.",
         ),
         ({"depth": 9}, "cifar_resnet: depth must be 6n"),
-        ({"heads": 2}, "train: --model cifar-resnet has no heads; got --heads 2. Leave it out."),
-        ({"model": "resnet18", "depth": 18}, "train: --model resnet18 has no depth; got --depth 18. Leave it out."),
+        ({"heads": 2}, "model: --model cifar-resnet has no heads; got --heads 2. Leave it out."),
+        ({"model": "resnet18", "depth": 18}, "model: --model resnet18 has no depth; got --depth 18. Leave it out."),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):

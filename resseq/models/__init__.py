@@ -50,11 +50,11 @@ def build_model(options: "ModelOptions", num_classes: int, **shape: Any) -> nn.M
     for name, value in arguments.items():
         if name not in known:
             flag = name.replace("_", "-")
-            raise ValueError(f"train: --model {options.model} has no {flag}; got --{flag} {value}. Leave it out.")
+            raise ValueError(f"model: --model {options.model} has no {flag}; got --{flag} {value}. Leave it out.")
     if options.fine_tunes:
         if "encoder" not in shape:
             raise ValueError(
-                f"train: --model is {', '.join(MODELS)}; got --model {options.model}. "
+                f"model: --model is {', '.join(MODELS)}; got --model {options.model}. "
                 f"Fine-tune a checkpoint by resseq train."
             )
         return BertClassifier(num_classes=num_classes, **arguments, **shape)
