@@ -1,4 +1,4 @@
-"""Small maps for the slots `pre`, `scale`, `skip_scale`: a fixed factor, a shift, a warm-up, a low-rank factor."""
+"""Small maps for the slots `pre`, `scale`, `skip_scale`: fixed and learned factors, a norm over channels."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from resseq.merges import fill, project
 
 
-class Times(nn.Module):
+class FixedScale(nn.Module):
     """A fixed factor, where a slot wants a module: ``factor · x``."""
 
     def __init__(self, factor: float):
@@ -20,7 +20,7 @@ class Times(nn.Module):
         return f"{self.factor}"
 
 
-class Shift(nn.Module):
+class ScalarBias(nn.Module):
     """One learned number added to every entry: ``x + b``; b starts at 0.
 
     Source: Zhang et al. 2019, arXiv:1901.09321, section 3 (Fixup's scalar biases).
@@ -36,6 +36,21 @@ class Shift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.bias.to(x.dtype)
+
+
+class OverChannels(nn.Module):
+    """A norm of the last axis where the channels stand elsewhere, as ConvNeXt has it: of each place of an image.
+
+    Source: Liu et al. 2022, arXiv:2201.03545, section 2.6.
+    Shapes: any rank; the same.
+    """
+
+    def __init__(self, norm: nn.Module, channel_dim: int):
+        super().__init__()
+        self.norm, self.channel_dim = norm, channel_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.movedim(self.channel_dim, -1)).movedim(-1, self.channel_dim)
 
 
 class Warmup(nn.Module):

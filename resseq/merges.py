@@ -35,7 +35,7 @@ def branch_only(x: Tensor, y: Tensor) -> Tensor:
     return y
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """x in float32 at least: in float16 the square of 256 is infinite."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -159,14 +159,14 @@ def orthogonal(x: Tensor, y: Tensor, channel_dim: int = -1) -> Tensor:
     Raises: ValueError where the shapes differ.
     """
     require_one_shape(x, y)
-    a, b = wide(x), wide(y)
+    a, b = at_least_float32(x), at_least_float32(y)
     share = (a * b).sum(channel_dim, keepdim=True) / (a.square().sum(channel_dim, keepdim=True) + 1e-6)
     return x + y - x * share.to(x.dtype)
 
 
 def unit_rms(x: Tensor, channel_dim: int = -1) -> Tensor:
     """x with a root mean square of 1 along channel_dim: a point on the sphere of radius √D; 0 stays 0."""
-    a = wide(x)
+    a = at_least_float32(x)
     return (a * (a.square().mean(channel_dim, keepdim=True) + 1e-12).rsqrt()).to(x.dtype)
 
 
@@ -229,7 +229,7 @@ class Delta(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         require_one_shape(x, y)
         dim = self.channel_dim
-        k = F.normalize(wide(y), dim=dim).to(y.dtype)
+        k = F.normalize(at_least_float32(y), dim=dim).to(y.dtype)
         strength = 2 * torch.sigmoid(project(unit_rms(x, dim), self.strength, self.strength_bias, dim))
         value = project(x, self.value, self.value_bias, dim)
         return x + strength * (value - (k * x).sum(dim, keepdim=True)) * k

@@ -13,7 +13,7 @@ HUB = "hf://"  # before OWNER/NAME, where a name alone would be a folder
 
 
 def find_file(source: str | Path, *names: str) -> Path | None:
-    """The first of the files that there is in a folder, or else in a repository on the hub, or None."""
+    """The first of the named files that exists, in a local folder or else in a hub repository; None without any."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 

@@ -62,7 +62,8 @@ class Residual(nn.Module):
         self.keywords = _keywords(sublayer)
         self.attends = isinstance(_uncompiled(sublayer), nn.MultiheadAttention)
         self.connection = OneStream(**slots) if connection is None else connection
-        if self.connection.keeps_input() and in_place(sublayer):
+        self.keeps_input = self.connection.keeps_input()
+        if self.keeps_input and in_place(sublayer):
             raise ValueError(
                 "Residual: the sublayer must leave the stream as it is; got inplace=True in its first module. "
                 "Use inplace=False."
@@ -78,7 +79,7 @@ class Residual(nn.Module):
         x, carry = connection.read(stream, **{"mask": _mask_of(args, kwargs)} if connection.takes_mask else {})
         if self.attends:
             args, kwargs = _attention_arguments(x, *args, **kwargs)
-        counted = (x is stream or x is carry) and not is_compiling() and not x.is_inference()
+        counted = (self.keeps_input or x is stream or x is carry) and not is_compiling() and not x.is_inference()
         version = x._version if counted else None  # how often it was written into
         y = sublayer(x, *args, **kwargs)
         if counted and x._version != version:

@@ -141,7 +141,8 @@ def held_out(run: Run, data: str | None, split: str, **columns: Any) -> tuple[st
             f"Run: its own data, '{options.data}', is not here; got neither a file or folder in "
             f"{Path.cwd()}, nor {error.args[1]}. Give it by --data."
         ) from error
-    if not own and Path(options.data).name == Path(run.options.data).name and (kept := _as_in_training(run, options)):
+    undivided = split not in found.splits or len(found.splits) == 1
+    if not own and undivided and (kept := _as_in_training(run, options)):
         own, found = True, kept
     if own and (changed := changed_parts(run.fingerprint, found.fingerprint)):
         raise ValueError(
@@ -157,7 +158,7 @@ def held_out(run: Run, data: str | None, split: str, **columns: Any) -> tuple[st
 
 
 def _as_in_training(run: Run, options: Any) -> "Data | None":
-    """The run's own data, given from another place: split anew, so that no row of training is measured."""
+    """The run's own data under another name: split anew, so that no row of training is measured."""
     with suppress(ValueError):  # other data need not be such that it can be split
         found = run.reader.load_data(options, classes=run.classes)
         if not changed_parts(run.fingerprint, found.fingerprint):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resseq.connections import Connection, Map
-from resseq.merges import add, along, fill, project, require_one_shape, wide
+from resseq.merges import add, along, at_least_float32, fill, project, require_one_shape
 
 
 class Closing(nn.Module):
@@ -38,7 +38,7 @@ def to_lanes(x: Tensor, lanes: int, channel_dim: int = -1) -> Tensor:
 
 
 def mean_of_lanes(lanes: Tensor, channel_dim: int = -1) -> Tensor:
-    """A norm makes the same of it as of the papers' sum; and without a norm, equal lanes come out as they went in."""
+    """The papers sum, which a norm makes no difference of; without one, the mean keeps equal lanes as they are."""
     return lanes.mean(-2).movedim(-1, channel_dim)
 
 
@@ -46,7 +46,7 @@ class HyperMixing(nn.Module):
     """The weights of a hyper-connection: how n lanes H are read, written and mixed.
 
     ``read = a + s·tanh(N(H) W_a)``, ``write = b + s'·tanh(N(H) W_b)``, ``mix = R + s·tanh(N(H) W_r)``; a, b and R are
-    learned and start at e_k, 1 and I, the matrices W at 0, s and s' at 0.01. N is the layer norm.
+    learned and start at e_k, 1 and I, the matrices W at 0, s and s' at 0.01. N is the layer norm. R is kept row by row.
 
     Source: Zhu et al. 2024, arXiv:2409.19606, section 2.
     Shapes: lanes (..., n, D) -> read (..., n), write (..., n), mix (..., n, n): from the row's lane to the column's.
@@ -60,7 +60,7 @@ class HyperMixing(nn.Module):
         self.first, self.dynamic = first, dynamic
         self.read = nn.Parameter(torch.empty(lanes))
         self.write = nn.Parameter(torch.empty(lanes))
-        self.mix = nn.Parameter(torch.empty(lanes, lanes))
+        self.mix = nn.Parameter(torch.empty(lanes * lanes))  # flat: optimizers decay what has two axes
         if dynamic:
             self.norm = nn.LayerNorm(dim)
             self.weight = nn.Parameter(torch.empty(lanes + 2, dim))
@@ -71,21 +71,22 @@ class HyperMixing(nn.Module):
         eye = torch.eye(len(self.read))
         fill(self.read, eye[self.first])
         nn.init.ones_(self.write)
-        fill(self.mix, eye)
+        fill(self.mix, eye.flatten())
         if self.dynamic:
             self.norm.reset_parameters()
             nn.init.zeros_(self.weight)
             nn.init.constant_(self.scale, 0.01)
 
     def forward(self, lanes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        fixed = self.mix.unflatten(0, (len(self.read), -1))
         if not self.dynamic:
-            return self.read, self.write, self.mix
+            return self.read, self.write, fixed
         moved = torch.tanh(F.linear(self.norm(lanes), self.weight)).to(self.scale.dtype)
         read, write, mix = moved.split((1, 1, len(self.read)), -1)
         return (
             self.read + self.scale[0] * read.squeeze(-1),
             self.write + self.scale[1] * write.squeeze(-1),
-            self.mix + self.scale[0] * mix,
+            fixed + self.scale[0] * mix,
         )
 
 
@@ -110,7 +111,8 @@ class ManifoldMixing(nn.Module):
     others, b at 0 (write 1), R at 0 on the diagonal and −8 off it.
 
     Source: Xie et al. 2025, arXiv:2512.24880, section 4. The paper does not give the starts of a, b and R; these make
-    the net start as pre-norm does, the lanes nearly apart: with equal weights they would be one after a few layers.
+    the net start as pre-norm does, and R near the identity, so that the lanes stay distinct: mixed evenly they would be
+    equal within a few layers.
     Shapes: as HyperMixing. Sinkhorn runs in the dtype of the weights.
     """
 
@@ -119,7 +121,7 @@ class ManifoldMixing(nn.Module):
         self.first = first
         self.read = nn.Parameter(torch.empty(lanes))
         self.write = nn.Parameter(torch.empty(lanes))
-        self.mix = nn.Parameter(torch.empty(lanes, lanes))
+        self.mix = nn.Parameter(torch.empty(lanes * lanes))  # flat: optimizers decay what has two axes
         self.weight = nn.Parameter(torch.empty(lanes * (lanes + 2), lanes * dim))
         self.scale = nn.Parameter(torch.empty(3))
         self.reset_parameters()
@@ -128,7 +130,7 @@ class ManifoldMixing(nn.Module):
         eye = torch.eye(len(self.read))
         fill(self.read, 16.0 * eye[self.first] - 8.0)
         nn.init.zeros_(self.write)
-        fill(self.mix, 8.0 * eye - 8.0)
+        fill(self.mix, 8.0 * eye.flatten() - 8.0)
         nn.init.zeros_(self.weight)
         nn.init.constant_(self.scale, 0.01)
 
@@ -139,7 +141,7 @@ class ManifoldMixing(nn.Module):
         return (
             torch.sigmoid(self.read + self.scale[0] * read),
             2 * torch.sigmoid(self.write + self.scale[1] * write),
-            sinkhorn(self.mix + self.scale[2] * mix.unflatten(-1, (n, n))).transpose(-2, -1),
+            sinkhorn((self.mix + self.scale[2] * mix).unflatten(-1, (n, n))).transpose(-2, -1),
         )
 
 
@@ -271,10 +273,10 @@ class AttendOverDepth(nn.Module):
     def forward(self, stream: Sources) -> Tensor:
         values = stream.complete if stream.current is None else (*stream.complete, stream.current)
         first, dim = values[0], self.channel_dim
-        query = wide(along(self.weight, first, dim))
+        query = at_least_float32(along(self.weight, first, dim))
         scores = [
             (v * query).sum(dim, keepdim=True) * (v.square().mean(dim, keepdim=True) + 1e-6).rsqrt()
-            for v in map(wide, values)
+            for v in map(at_least_float32, values)
         ]
         return weighted_sum(torch.stack(scores).softmax(0).to(first.dtype).unbind(), values)
 
@@ -292,6 +294,9 @@ class DepthAttention(Connection):
     def __init__(self, attend: nn.Module, ends_block: bool, **branch: Any):
         super().__init__(**branch)
         self.attend, self.ends_block = attend, ends_block
+
+    def keeps_input(self) -> bool:
+        return False  # the sum is made for the sublayer alone
 
     def read(self, stream: Sources) -> tuple[Tensor, None]:
         return self.prepare(self.attend(stream)), None
@@ -377,14 +382,14 @@ class Dual(NamedTuple):
 
 
 class DualPath(Connection):
-    """``x ← post(x + y)``, ``d ← d + y``, ``y = F(x)``."""
+    """``x ← post(x + y)``, ``d ← d + y``, ``y = F(pre(x))``."""
 
     def __init__(self, post: Map | None, **branch: Any):
         super().__init__(**branch)
         self.post = post
 
     def read(self, stream: Dual) -> tuple[Tensor, None]:
-        return stream.normed, None
+        return self.prepare(stream.normed), None
 
     def write(self, stream: Dual, y: Tensor, carry: None) -> Dual:
         y, dtype = self.finish(y), stream.normed.dtype
@@ -428,7 +433,7 @@ class Coupling(Connection):
         return Pair(stream.second, add(stream.first, self.finish(y)).to(stream.first.dtype))
 
     def known_before(self, after: Pair) -> Pair:
-        """What the stream that came out shows at once of the one that went in: (0, b)."""
+        """The half of the stream that went in which the one that came out shows as it is, (0, b); 0 for the other."""
         return Pair(torch.zeros_like(after.second), after.first)
 
     def inverse(self, after: Pair, again: Pair) -> Pair:

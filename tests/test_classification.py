@@ -98,6 +98,8 @@ def test_a_run_s_own_data_may_be_elsewhere(data, tmp_path, monkeypatch, capsys):
     measured = resseq.evaluate(tmp_path / "run", data=home / "a.csv")
     assert (measured["split"], measured["rows"]) == ("test", 24), "and no row of training is measured"
     assert measured["accuracy"] == result["test"]["accuracy"]
+    (tmp_path / "renamed.csv").write_text(Path(data).read_text())
+    assert resseq.evaluate(tmp_path / "run", data=tmp_path / "renamed.csv")["rows"] == 24
     (tmp_path / "a.csv").write_text('text,category\n"this, a pear it is",fruit\n')  # another of the same name
     assert resseq.evaluate(tmp_path / "run", data=tmp_path / "a.csv", text_column="text")["split"] == "all"
     with pytest.raises(ValueError, match="data='b.csv' is neither pystdlib, nor a file or folder here.* the spelling"):

@@ -956,6 +956,7 @@ def test_no_batch_is_of_one_row_beside_others():
         (10, 4, [2, 4, 4]),
         (1, 4, [1]),
         (3, 1, [1, 1, 1]),
+        (201, 4, [2, 3] + [4] * 49),  # the last of the pools of 50 batches would have one row
     ):
         batches = list(LengthBatches(torch.arange(rows), size, seed=0))
         assert sorted(map(len, batches)) == sizes

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from resseq import SCHEMES, Stack
-from resseq.factors import LowRank, Shift, Times, Warmup
+from resseq.factors import FixedScale, LowRank, ScalarBias, Warmup
 from resseq.layers.attention import SelfAttention
 from resseq.layers.feedforward import FeedForward
 from resseq.layers.norms import DyT
@@ -47,8 +47,8 @@ def test_low_rank_is_x_plus_bax():
 
 
 def test_times_and_shift():
-    x, shift = torch.randn(4), Shift()
-    assert torch.equal(Times(0.5)(x), x / 2)
+    x, shift = torch.randn(4), ScalarBias()
+    assert torch.equal(FixedScale(0.5)(x), x / 2)
     assert torch.equal(shift(x), x)
     nn.init.constant_(shift.bias, 2.0)
     assert torch.equal(shift(x), x + 2)

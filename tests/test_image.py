@@ -2,6 +2,7 @@ import io
 import json
 from itertools import product
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -177,6 +178,17 @@ def test_images_of_other_sizes_and_colours_become_alike(tmp_path):
     assert (pixels.shape, pixels.dtype) == ((3, 3, 8, 8), torch.uint8)
     assert torch.equal(pixels[1, 0], pixels[1, 1])
     assert torch.equal(pixels[2], decode([draw("red")], 8)[0])
+
+
+def test_an_image_of_more_than_8_bits_is_refused(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"must have 8 bits a channel; got .*deep\.png, which has more .*Convert it"):
+        decode([read_picture(tmp_path / "deep.png")], 8)
+
+
+def test_texts_are_no_images():
+    with pytest.raises(ValueError, match="--task image needs images; got data='pystdlib', which is texts. Give --data"):
+        prepare(ImageOptions(task="image"))
 
 
 def test_images_that_differ_in_size_get_the_usual_one(tmp_path):

@@ -663,7 +663,7 @@ class Board:
 @pytest.mark.parametrize("fault", [None, "absent", "unwritable", "full"])
 def test_a_tracker_that_fails_is_a_warning(data, finished, tmp_path, monkeypatch, recwarn, fault):  # case 46
     module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = lambda folder: Board(folder, fault)
+    module.SummaryWriter = lambda folder, purge_step: Board(folder, fault)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None if fault == "absent" else module)
     monkeypatch.setattr(Board, "rows", [])
     train(tmp_path / "run", data, report_to="tensorboard")

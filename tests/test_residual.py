@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resseq import Concat, GRUGate, Highway, LearnedScale, Residual
+from resseq import Concat, GRUGate, Highway, LearnedScale, Residual, Stack
 from resseq.connections import Connection
 
 D = 6
@@ -332,6 +332,9 @@ def test_a_sublayer_that_writes_into_the_stream_is_refused_when_it_does():
     kept = x.clone()
     torch.testing.assert_close(Residual(Hidden(), pre=ln())(x), x + F.relu(F.layer_norm(x, [D])))
     assert torch.equal(x, kept)
+    for scheme in ("resi_dual", "denseformer"):  # streams of more than one tensor
+        with pytest.raises(ValueError, match="which writes into its input"):
+            Stack([Hidden(), Hidden()], dim=D, scheme=scheme, norm=None)(torch.randn(2, D))
     with torch.inference_mode():  # nothing is counted there
         assert torch.equal(Residual(torch.exp)(torch.zeros(2)), torch.ones(2))
     with pytest.raises(ValueError, match="shortcut must leave the stream as it is"):

@@ -53,7 +53,7 @@ def dynamic_weights(m, lanes):
     return (
         m.read + m.scale[0] * torch.tanh((n * w_read).sum(-1)),
         m.write + m.scale[1] * torch.tanh((n * w_write).sum(-1)),
-        m.mix + m.scale[0] * torch.tanh(torch.einsum("...id,jd->...ij", n, w_mix)),
+        m.mix.view(4, 4) + m.scale[0] * torch.tanh(torch.einsum("...id,jd->...ij", n, w_mix)),
     )
 
 
@@ -61,7 +61,7 @@ def manifold_weights(m, lanes):
     v = torch.cat(lanes.unbind(-2), -1)
     v = v / (v.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     moved = v @ m.weight.T
-    mix = m.mix + m.scale[2] * moved[..., 8:].reshape(*moved.shape[:-1], 4, 4)
+    mix = m.mix.view(4, 4) + m.scale[2] * moved[..., 8:].reshape(*moved.shape[:-1], 4, 4)
     mix = mix.exp()
     for _ in range(20):
         mix = mix / mix.sum(-2, keepdim=True)
@@ -137,7 +137,10 @@ EQUATIONS = {
     "reversible": reversible,
 }
 OPTIONS = {
-    "hyper, static": (Hyper(dynamic=False), lambda net, x: hyper(net, x, lambda m, _: (m.read, m.write, m.mix))),
+    "hyper, static": (
+        Hyper(dynamic=False),
+        lambda net, x: hyper(net, x, lambda m, _: (m.read, m.write, m.mix.view(4, 4))),
+    ),
     "attnres, 3 blocks": (AttnRes(3), lambda net, x: attnres(net, x, 2)),
     "attnres, 2 blocks": (AttnRes(2), lambda net, x: attnres(net, x, 3)),
     "attnres, 4 blocks asked": (AttnRes(4), lambda net, x: attnres(net, x, 2)),
@@ -252,7 +255,7 @@ def test_lanes_start_where_the_paper_says():
     for index, residual in enumerate(net.residuals):
         mixing = residual.connection.mixing
         assert mixing.read.tolist() == [float(lane == index % 4) for lane in range(4)]
-        assert torch.equal(mixing.mix, torch.eye(4))
+        assert torch.equal(mixing.mix, torch.eye(4).flatten())
         assert torch.equal(mixing.write, torch.ones(4))
         assert mixing.weight.abs().max() == 0
         torch.testing.assert_close(mixing.scale, torch.full((2,), 0.01))
@@ -285,7 +288,7 @@ def test_hyper_connections_are_those_of_the_package():
     mixing.norm = theirs.norm
     with torch.no_grad():
         mixing.read.copy_(alpha[:, 0])
-        mixing.mix.copy_(alpha[:, 1:])
+        mixing.mix.copy_(alpha[:, 1:].flatten())
         mixing.write.copy_(theirs.static_beta)
         moving = theirs.dynamic_alpha_fn
         mixing.weight.copy_(torch.stack([moving[:, 0], theirs.dynamic_beta_fn, *moving[:, 1:].unbind(1)]))

@@ -227,6 +227,27 @@ def test_weight_decay_is_for_matrices(optim):
     assert free["params"][0] is model.head.bias
 
 
+@pytest.mark.parametrize("scheme", ["hyper", "mhc"])
+def test_what_mixes_lanes_does_not_decay(scheme):
+    """It would pull the identity, at which mixing starts, to 0."""
+    decayed, _ = make_optimizer(Residuals(scheme), TrainingOptions()).param_groups
+    assert {len(parameter) for parameter in decayed["params"]}.isdisjoint({4, 16}), "4 lanes, in 4 x 4 or flat"
+
+
+def test_gradients_are_cut_to_the_norm_that_is_asked_for_and_at_0_not_at_all(tmp_path):
+    def moved(name, norm):
+        run = trainer(tmp_path / name, p=0.0, optim="sgd", max_grad_norm=norm, max_steps=1, weight_decay=0.0)
+        before = [parameter.detach().clone() for parameter in run.model.parameters()]
+        run.take_step([next(iter(run.loader))])
+        moves = zip(run.model.parameters(), before, strict=True)
+        return math.sqrt(sum((parameter - earlier).square().sum().item() for parameter, earlier in moves))
+
+    step, uncut = 1e-3 / 2, moved("uncut", 0.0)  # the first step of a warm-up of two
+    assert uncut > 0.02 * step
+    assert moved("cut", 0.01) == pytest.approx(0.01 * step, rel=1e-2)
+    assert moved("high", 1e9) == pytest.approx(uncut)
+
+
 def test_the_step_clock_follows_training_and_a_resume_keeps_it(tmp_path):
     seen = []
     run = trainer(tmp_path / "run", scheme="prores", max_steps=7, eval_steps=3)

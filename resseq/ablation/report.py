@@ -19,8 +19,8 @@ APART = ("model", "data", "data_seed", "validation_fraction", "test_fraction", "
 
 FEW = 100  # steps, in which most schemes learn nothing yet
 FAULTS = {
-    "stuck": f"Stuck: the training loss ends less than {100 * (1 - LEARNT):.0f} % below that of always answering the "
-    f"class frequencies, and never came {100 * (1 - WELL_LEARNT):.0f} % below.",
+    "stuck": f"Stuck: the training loss never fell {100 * (1 - WELL_LEARNT):.0f} % below that of always predicting the "
+    f"class frequencies, and ended less than {100 * (1 - LEARNT):.0f} % below it.",
     "unstable": "Unstable: it learnt, and then the training loss rose to twice that of the class frequencies or ended "
     "near it; the accuracy is that of the weights that validation chose.",
     "diverged": "Diverged: the gradient was no longer finite.",
@@ -223,8 +223,9 @@ def _blocks(findings: Findings) -> list[Block]:
             "The norm of the loss's gradient over the weights of the first and of the last residual, before the first "
             "step, with geometric means over the seeds. What falls or rises with depth by orders of magnitude is a "
             "gradient that vanishes or explodes on its way: a usual reason for a deep model to be stuck or to diverge, "
-            "though no proof that it was the reason here. Xiong et al. 2020 (arXiv:2002.04745) find that of the last "
-            "the same at every depth for post-norm and falling for pre-norm, so that deep post-norm needs a warm-up.",
+            "though no proof that it was the reason here. Xiong et al. 2020 (arXiv:2002.04745) find that the last "
+            "layer's gradient is the same at every depth for post-norm and falls with depth for pre-norm; that is why "
+            "deep post-norm needs a warm-up.",
         ),
         ("picture", ("gradients", "Gradient norm at the start against depth.")),
         ("heading", "Training"),

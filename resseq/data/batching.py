@@ -161,7 +161,7 @@ class LengthBatches(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(int(mixed))
         order = torch.randperm(len(self.lengths), generator=generator)
         batches: list[Tensor] = []
-        for pool in order.split(POOL * self.batch_size):
+        for pool in _split(order, POOL * self.batch_size):
             batches.extend(_split(pool[self.lengths[pool].argsort(stable=True)], self.batch_size))
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 

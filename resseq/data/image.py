@@ -26,7 +26,8 @@ class ImageOptions(DataOptions):
     image_column: str | None = None
     """The column of the images; by default a usual name such as image or img."""
     image_size: int | None = None
-    """Height and width to which images are resized; that of the data unless given, or 224 where it differs."""
+    """Height and width to which images are resized; that of the data unless given, or 224 where the
+    images differ in size or are not square."""
     augment: bool = True
     """Mirror the training images at random, and shift those of up to 64 x 64 by up to 4 pixels."""
 
@@ -42,6 +43,11 @@ def load_images(options: ImageOptions, classes: list[str] | None = None, carve: 
             )
         return [_picture(value, f"{where}, row {row}") for row, value in enumerate(column, 1)]
 
+    if options.data.partition(":")[0] in ("pystdlib", "listops"):
+        raise ValueError(
+            f"data: --task image needs images; got data='{options.data}', which is texts. Give --data FOLDER, with a "
+            f"folder of images for each label."
+        )
     folder = Path(options.data)
     sources = read_class_folder(folder, "image", ENDINGS, _read_picture) if folder.is_dir() else {}
     return number_rows(read_rows(sources or read_source(options.data), options, take), options, classes, carve)
@@ -71,7 +77,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         return _read_picture(Path(path))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"data: an image must be a file that can be read; got {path}: {reason}. Mend it.") from error
+        raise ValueError(f"data: an image must be a file that can be read; got {path}: {reason}. Check it.") from error
 
 
 def open_picture(picture: "Picture | Image.Image") -> "Image.Image":
@@ -102,6 +108,11 @@ def decode(pictures: "Sequence[Picture | Image.Image]", size: int) -> "Tensor":
     pixels = np.empty((len(pictures), size, size, 3), dtype=np.uint8)
     for i, picture in enumerate(pictures):
         image = open_picture(picture)
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"data: an image must have 8 bits a channel; got {_name_of(picture)}, which has more (PIL's mode "
+                f"{image.mode}). Convert it: which of its values are black and white, only you know."
+            )
         try:
             image = image.convert("RGB")
         except Exception as error:  # what is cut off or damaged shows only here
@@ -113,6 +124,11 @@ def decode(pictures: "Sequence[Picture | Image.Image]", size: int) -> "Tensor":
 
 
 def _unreadable(picture: "Picture | Image.Image", error: Exception) -> ValueError:
-    name = picture.name if isinstance(picture, Picture) else getattr(picture, "filename", "an image")
     reason = str(error).splitlines()[0] if isinstance(picture, Picture) and "BytesIO" not in str(error) else "no image"
-    return ValueError(f"data: an image must be whole, of a known format; got {name}: {reason}. Mend it, or remove it.")
+    return ValueError(
+        f"data: an image must be whole, of a known format; got {_name_of(picture)}: {reason}. Mend it, or remove it."
+    )
+
+
+def _name_of(picture: "Picture | Image.Image") -> str:
+    return picture.name if isinstance(picture, Picture) else getattr(picture, "filename", "an image")

@@ -51,7 +51,7 @@ class ListOps:
 
 
 def parse(name: str) -> ListOps:
-    """The settings of ``listops:length=50,depth=3``. Raises: ValueError for a name or value that it has not."""
+    """The settings of ``listops:length=50,depth=3``. Raises: ValueError for an unknown setting or a bad value."""
     _, _, given = name.partition(":")
     known = [field.name for field in fields(ListOps)]
     settings = {}

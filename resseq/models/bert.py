@@ -136,8 +136,8 @@ class Bert(nn.Module):
     def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
         """A Hugging Face BERT or RoBERTa checkpoint; heads and pooler are left behind.
 
-        RoBERTa is BERT whose first places stand for padding: those are left behind too, and the text must be padded
-        on the right.
+        RoBERTa keeps its first pad_token_id + 1 position embeddings for padding: they are dropped too, and the text
+        must be padded on the right.
 
         The folder or the hub's repository holds config.json and model.safetensors; a pytorch_model.bin is read where
         there is no other, tensors only.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from resseq.connections import Connection, Map
+from resseq.factors import OverChannels
 
 Norm = Callable[[int], nn.Module]
 
@@ -32,11 +33,18 @@ class Place:
 
     def norm_before(self) -> nn.Module | None:
         """A norm N of the sublayer's input."""
-        return self.norm(self.dim) if self.norm else None
+        return self.norm_of(self.dim)
 
     def norm_after(self) -> nn.Module | None:
         """A norm N of the sublayer's output, or of the sum."""
-        return self.norm(self.dim_out) if self.norm else None
+        return self.norm_of(self.dim_out)
+
+    def norm_of(self, dim: int) -> nn.Module | None:
+        """A norm N of so many channels."""
+        norm = self.norm(dim) if self.norm else None
+        if self.channel_dim != -1 and isinstance(norm, (nn.LayerNorm, nn.RMSNorm)):
+            return OverChannels(norm, self.channel_dim)
+        return norm
 
     def activate(self) -> nn.Module | None:
         """The stack's φ: a ResNet's ReLU after the sum; None, the identity, in a Transformer."""
@@ -59,7 +67,7 @@ class Scheme:
     0.5
     """
 
-    normed = True  # the equation holds a norm; where it does not, a convolution block ends in a norm of its own
+    normed = True  # the connections norm the branch; where they do not, a convolution block ends in a norm of its own
     one_width = False  # the stream cannot change its shape on the way: no shortcuts
     recompute = False  # the backward pass makes the streams again, by the connections' inverse
 
@@ -101,7 +109,7 @@ class EndsInNorm(Scheme):
     """The schemes whose stream is never normalised itself: the stack closes with a norm."""
 
     def close(self, last: Place) -> nn.Module:
-        return last.norm(last.dim_out) if last.norm else nn.Identity()
+        return last.norm_after() or nn.Identity()
 
 
 NOT_SCALED = ("query", "key")  # they set how sharply attention looks, not how large the branch is

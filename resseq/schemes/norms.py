@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from resseq.connections import Connection, OneStream
-from resseq.factors import Times
+from resseq.factors import FixedScale
 from resseq.merges import LearnedScale, branch_only
 from resseq.schemes.base import NOT_SCALED, EndsInNorm, Norm, Place, Scheme, weights_of_each
 
@@ -147,7 +147,7 @@ class LNS(EndsInNorm):
     """
 
     def connection(self, place: Place) -> Connection:
-        norm, shrink = place.norm_before(), Times((place.layer + 1) ** -0.5)
+        norm, shrink = place.norm_before(), FixedScale((place.layer + 1) ** -0.5)
         pre = shrink if norm is None else nn.Sequential(norm, shrink)
         return OneStream(pre=pre, shortcut=place.shortcut)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from resseq.connections import Connection, OneStream
-from resseq.factors import Times, Warmup
+from resseq.factors import FixedScale, Warmup
 from resseq.merges import LearnedScale, add
 from resseq.schemes.base import EndsInNorm, Place, Scheme, start_xavier
 
@@ -226,7 +226,7 @@ class NF(Scheme):
         for place in places:
             connections.append(
                 OneStream(
-                    pre=Times(variance**-0.5),
+                    pre=FixedScale(variance**-0.5),
                     scale=self.alpha,
                     shortcut=place.shortcut,
                     shortcut_reads="stream" if place.shortcut is None else "pre",

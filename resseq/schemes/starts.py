@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from resseq.connections import Connection, OneStream
-from resseq.factors import Shift
+from resseq.factors import ScalarBias
 from resseq.merges import LearnedScale
 from resseq.schemes.base import NOT_SCALED, Place, Scheme, start_xavier, weights_of_each
 
@@ -27,7 +27,10 @@ class Fixup(Scheme):
 
     def connection(self, place: Place) -> Connection:
         return OneStream(
-            pre=Shift(), scale=nn.Sequential(LearnedScale(1.0), Shift()), shortcut=place.shortcut, post=place.activate()
+            pre=ScalarBias(),
+            scale=nn.Sequential(LearnedScale(1.0), ScalarBias()),
+            shortcut=place.shortcut,
+            post=place.activate(),
         )
 
     @torch.no_grad()

@@ -100,7 +100,7 @@ class AttnRes(_OneWidth):
     """Attention residuals: each sublayer reads a softmax-weighted mean of all earlier outputs, the input included.
 
     ``v_l = F(N(Σ_i a_i v_i))``, ``a = softmax_i(w_l·v_i / rms(v_i))`` over i < l; out ``N(Σ_i a_i v_i)`` with a w of
-    its own. w starts at 0: the mean, of which a norm that knows no scale makes what it makes of pre-norm's sum.
+    its own. w starts at 0, attention at the plain mean: to a norm that knows no scale, pre-norm's sum.
 
     Source: Kimi Team 2026, arXiv:2603.15031.
     Args:
@@ -109,6 +109,8 @@ class AttnRes(_OneWidth):
     """
 
     def __init__(self, blocks: int | None = None):
+        if blocks is not None and blocks < 1:
+            raise ValueError(f"AttnRes: blocks is 1 or more, or None; got blocks={blocks}. Use blocks=8.")
         self.blocks = blocks
 
     def connection(self, place: Place) -> Connection:
@@ -157,8 +159,7 @@ class DenseConnections(_OneWidth):
 
 
 def _side_by_side(place: Place, count: int) -> nn.Module:
-    norm = place.norm(place.dim * count) if place.norm else None
-    return SideBySide(place.dim, count, norm, place.channel_dim)
+    return SideBySide(place.dim, count, place.norm_of(place.dim * count), place.channel_dim)
 
 
 class ResiDual(_OneWidth):

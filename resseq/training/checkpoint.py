@@ -32,8 +32,8 @@ class Damaged(ValueError):
 
     def __init__(self, path: Path, got: str):
         super().__init__(
-            f"Run: a file must be as it was written; got {path} {got}. Use --resume auto: a run goes on from what is "
-            f"whole."
+            f"Run: a file must be as it was written; got {path} {got}. Type the command that began the run once more, "
+            f"with --resume auto, or fetch the run again."
         )
 
 

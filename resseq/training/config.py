@@ -11,8 +11,8 @@ class TrainingOptions:
     output_dir: str | None = None
     """Run folder; runs/DATA-MODEL-SCHEME unless given."""
     resume: Literal["never", "auto", "resized"] = "never"
-    """auto: go on from the run folder's checkpoint, or start where there is none; resized: with another batch size
-    for as many examples a step, the rest accumulated."""
+    """auto: go on from the run folder's checkpoint, or start where there is none; resized: like auto, where the batch
+    size may change if batch size x accumulation steps stays the same."""
     num_train_epochs: int = 8
     """Passes over the training data, at most; early stopping may end sooner."""
     max_steps: int | None = None
@@ -34,7 +34,7 @@ class TrainingOptions:
     weight_decay: float = 0.1
     """For matrices only, never for biases, norms and scales."""
     max_grad_norm: float = 1.0
-    """The gradient's norm is cut to this."""
+    """The gradient's norm is cut to this; 0: to nothing, it stays as it is."""
     label_smoothing_factor: float = 0.1
     """Share of the target spread evenly over the classes."""
     class_weights: Literal["balanced"] | None = None
@@ -60,4 +60,4 @@ class TrainingOptions:
     dataloader_num_workers: int = 0
     """Processes that collate batches; the order of the data does not depend on it."""
     seed: int = 0
-    """Of weights, order and dropout."""
+    """Seed of the initial weights, the order of the data, and dropout."""

@@ -191,7 +191,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.log_file = folder / "metrics.jsonl"
-        self.tracker = Tracker(folder) if options.report_to == "tensorboard" else None
+        self.tracker: Tracker | None = None
 
     def resume(self) -> int:
         """Go on from the newest whole checkpoint, if there is one; the step that training stands at."""
@@ -205,8 +205,11 @@ class Trainer:
         self.step, self.patience, self.seconds = state["step"], state["patience"], state["seconds"]
         self.running, self.best = state["running"].to(self.device), state["best"]
         torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and state["device_rng"] is not None:  # the run may have begun on another device
-            torch.cuda.set_rng_state(state["device_rng"])
+        device_rng = state.get(f"{self.device.type}_rng")  # None where the run began on another kind of device
+        if self.device.type == "cuda" and device_rng is not None:
+            torch.cuda.set_rng_state(device_rng, self.device)
+        elif self.device.type == "mps" and device_rng is not None:
+            torch.mps.set_rng_state(device_rng)
         write_text(self.log_file, state["log"])  # rows that came after the checkpoint will come again
         return self.step
 
@@ -220,8 +223,11 @@ class Trainer:
             "log": self.log_file.read_text() if self.log_file.exists() else "",
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
-            "device_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         }
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            state["mps_rng"] = torch.mps.get_rng_state()
         save_checkpoint(self.folder, self.step, {"model": self.model.state_dict(), "best": self.best_weights}, state)
 
     def log(self, **row: Any) -> None:
@@ -236,6 +242,8 @@ class Trainer:
         Raises: Diverged; Stopped, with the run saved, when a signal asks for the end.
         """
         options = self.options
+        if options.report_to == "tensorboard":
+            self.tracker = Tracker(self.folder, self.step)
         every = options.eval_steps or self.per_epoch
         bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=not sys.stderr.isatty())
         begun, examples = time.monotonic(), 0
@@ -339,7 +347,7 @@ class Trainer:
             self.running[1] += weight
             self.running[2] += (logits.argmax(1) == labels).sum()
             self.running[3] += len(labels)
-        self.norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
+        self.norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm or math.inf)
         if self.asks_each_step:
             self.require_finite(self.step + 1)
         rate = self.options.learning_rate * schedule(self.options, self.step, self.steps)

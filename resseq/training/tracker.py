@@ -9,15 +9,15 @@ class Tracker:
     """TensorBoard's event files in a run folder.
 
     An absent package, a folder that cannot be written, a full disk: each is one warning, and from there on nothing is
-    written.
+    written. Of a run that goes on from a step, what an earlier process wrote beyond that step no longer counts.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, step: int):
         self.writer: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"))
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         except Exception as error:  # whatever it is, training goes on
             self._give_up(error)
 
