@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from resseq.diagnostics import Report
 
+OF_DATA = {"data", "split", "text_column", "image_column", "label_column", "texts"}  # what a run alone reads
 BATCH = 64  # texts in the batch whose signal and gradients are measured
 FRESH_IMAGES: dict[str, Any] = {"num_classes": 10, "mean": [0.5] * 3, "std": [0.25] * 3, "augment": False}
 FRESH: dict[str, Any] = {"vocab_size": 1000, "num_classes": 10, "max_length": 64}  # of a model that has seen no data
@@ -23,9 +24,10 @@ FRESH: dict[str, Any] = {"vocab_size": 1000, "num_classes": 10, "max_length": 64
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions(ModelOptions):
-    """By depth: what each residual does to the signal and the gradient, and what it costs to delete it.
+    """Measure, block by block, the signal, the gradient and the cost of deleting the block.
 
-    Of a trained run, on held-out texts; or, without a run, of a fresh model with these options on random tokens.
+    With RUN: the trained model on held-out data. Without: a fresh model with these options on random input, and
+    nothing deleted.
     """
 
     run: Annotated[str | None, Positional, arg(metavar="[RUN]")] = None
@@ -52,15 +54,18 @@ class InspectOptions(ModelOptions):
     def __post_init__(self) -> None:
         if self.texts < 1:
             raise ValueError(f"inspect: --texts must be 1 or more; got {self.texts}. Use 512.")
-        ours = ModelOptions()
-        for field in fields(ModelOptions):
-            value = getattr(self, field.name)
-            if self.run is not None and value != getattr(ours, field.name):
-                flag = field.name.replace("_", "-")
-                raise ValueError(f"inspect: a run has its own model; got {self.run} with --{flag} {value}. Give one.")
-        if self.run is None and self.data is not None:
+        unused = OF_DATA if self.run is None else {field.name for field in fields(ModelOptions)}
+        for field in fields(self):
+            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            if field.name not in unused or value == field.default:
+                continue
+            if self.run is None:
+                raise ValueError(
+                    f"inspect: only a trained run reads data; got {flag} {value} without a run. Give the run folder."
+                )
             raise ValueError(
-                f"inspect: only a trained run reads data; got --data {self.data} without a run. Give the run folder."
+                f"inspect: a trained run already fixes its model; got {self.run} with {flag} {value}. "
+                f"Leave out {flag}, or leave out the run."
             )
 
     @property

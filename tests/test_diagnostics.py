@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from pathlib import Path
@@ -8,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resseq import Residual, Stack, TextConvNet, TextTransformer, TransformerEncoder, diagnostics
+from resseq import SCHEMES, Residual, Stack, TextConvNet, TextTransformer, TransformerEncoder, diagnostics
+from resseq.connections import OneStream
 from resseq.diagnostics import amplification, autocorrelation, gradients_between, inspect, lesion, lesion_curve
 from resseq.diagnostics.blocks import find_blocks, replace_first
 
@@ -136,6 +138,10 @@ def test_bad_blocks():
         find_blocks(torch_encoder(), [nn.Linear(2, 2)])
     with pytest.raises(ValueError, match=r"got blocks=\[\]"):
         find_blocks(torch_encoder(), [])
+    encoder = torch_encoder()
+    for blocks in ("layers", [encoder.layers]):
+        with pytest.raises(ValueError, match=r"got layers, a ModuleList\. Use blocks='layers\.\*'"):
+            find_blocks(encoder, blocks)
 
 
 # inspect, on anyone's model
@@ -223,6 +229,10 @@ def test_features_of_convolutions_stand_first():
     out = model.residuals[0](x)
     cosine = F.cosine_similarity(x, out, dim=1).mean().item()
     assert inspect(model, x).series("block_influence")[0] == pytest.approx(1 - cosine, rel=1e-5)
+    lanes = Stack(blocks, dim=4, scheme="hyper", norm=None, channel_dim=1)  # but those of lanes last
+    before = lanes.open(x)
+    cosine = F.cosine_similarity(before, lanes.residuals[0](before), dim=-1).mean().item()
+    assert inspect(lanes, x).series("block_influence")[0] == pytest.approx(1 - cosine, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -382,25 +392,146 @@ def test_padding_does_not_bring_a_unit_to_life():
 
 def test_the_shortcuts_factors_multiply():
     """∏λ (He et al. 2016, eq. 7), and nothing where there is no sum."""
-    from resseq.schemes import SCHEMES
-
     scaled = Stack([nn.Linear(4, 4) for _ in range(5)], dim=4, scheme=SCHEMES["residual"](skip_scale=0.5))
     report = inspect(scaled, torch.randn(2, 4))
     assert values(report, "skip_gain") == pytest.approx([0.5] * 5)
     assert values(report, "skip_product") == pytest.approx([0.5**n for n in (5, 4, 3, 2, 1)])
-    assert "Shortcuts: their factors multiply to 0.0312 from the first block to the last." in report.verdict
+    assert (
+        "Shortcuts: their factors multiply to 0.0312 from the first block to the last; norms not counted."
+        in report.verdict
+    )
     report = inspect(text_transformer("pre"), IDS)
     assert values(report, "skip_product") == [1] * 6
     assert not any("Shortcuts" in sentence for sentence in report.verdict)
     assert values(inspect(text_transformer("highway"), IDS), "skip_product") == []
 
 
+# every scheme
+
+SEVERAL = ("denseformer", "attnres", "attnres_block", "dense", "resi_dual", "reversible")  # tensors in the stream
+
+
+def randomised(scheme, depth):
+    """A Transformer none of whose parameters stands where it would hide a mistake."""
+    torch.manual_seed(0)
+    model = TransformerEncoder(8, depth, 2, scheme=scheme).double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    for part in model.modules():
+        if hasattr(part, "set_step"):
+            part.set_step(500)
+    return model, torch.randn(2, 4, 8, dtype=torch.float64)
+
+
+class Zero(nn.Module):
+    def forward(self, x, **_):
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_deleted_block_adds_nothing_in_any_scheme(scheme):
+    """Of one stream: the network built without it. Of any other: the network whose sublayer gives 0 there."""
+    model, x = randomised(scheme, 5)  # 10 residuals, so that a block of attnres_block is two
+    with torch.no_grad():
+        whole = model(x)
+        for i in (0, 3, 6, 9):
+            without = copy.deepcopy(model)
+            if isinstance(model.residuals[i].connection, OneStream):
+                del without.residuals[i]
+            else:
+                without.residuals[i].sublayer = Zero()
+            with lesion(model, delete=[i]):
+                deleted = model(x)
+            torch.testing.assert_close(deleted, without(x))
+            assert not torch.allclose(deleted, whole)
+        assert torch.equal(model(x), whole)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_stream_of_any_scheme_is_measured_or_not_spoken_of(scheme):
+    model, x = randomised(scheme, 2)
+    sublayers = []
+    handles = [r.sublayer.register_forward_hook(lambda _, args, y: sublayers.append(y)) for r in model.residuals]
+    report = inspect(model.train(), x)
+    for handle in handles:
+        handle.remove()
+    one = scheme not in SEVERAL
+    of_stream = {"stream_rms": 5, "stream_size": 5, "gradient_norm": 5, "gradient_gain": 4, "update_ratio": 4}
+    of_stream |= {"stream_growth": 4, "block_influence": 4, "angular_distance": 4, "gradient_through_branches": 4}
+    assert {name: len(values(report, name)) for name in of_stream} == (
+        of_stream if one else dict.fromkeys(of_stream, 0)
+    )
+    assert len(values(report, "block_gradient_norm")) == 4
+    assert len(report.text.splitlines()) == (6 if one else 5)
+    said = {sentence.partition(":")[0] for sentence in report.verdict} - {"Shortcuts", "Dead units"}
+    assert said == ({"Gradient", "Stream", "Influence", "Attention"} if one else {"Stream", "Attention"})
+    if not one:
+        sizes = [y.square().mean().sqrt().item() for y in sublayers[:4]]  # reversible runs them again
+        assert values(report, "branch_rms") == pytest.approx(sizes)
+        told = f"is {min(sizes):.3g} (block {sizes.index(min(sizes))}) to {max(sizes):.3g} (block"
+        assert told in report.verdict[0]
+
+
+def test_of_blocks_that_do_nothing_none_does_most():
+    verdict = inspect(text_transformer("rezero"), IDS).verdict
+    assert "Influence: no block turns the stream." in verdict
+    assert verdict[1].endswith(" Every branch is 0.")
+
+
+def test_the_report_of_a_stream_of_several_tensors(tmp_path):
+    model, x = randomised("attnres", 2)
+    report = inspect(model, x) + lesion_curve(model, lambda model: model(x).square().mean().item())
+    drops = values(report, "lesion_drop")
+    assert all(drop != 0 for drop in drops)
+    assert f"the most costly is block {drops.index(max(drops))} ({max(drops):.3g})." in report.verdict[-1]
+    page = report.save(tmp_path).read_text()
+    assert "Stream: several tensors, of which nothing is measured." in page
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"signal", "gradients", "inside", "lesions"}
+    frame = diagnostics.coordinate_check(model, x, steps=1)
+    assert set(frame["statistic"]) == {"update_weight_ratio"}
+    bare = Stack([nn.Tanh() for _ in range(3)], dim=8, scheme="attnres", norm=None)  # no weights, no attention
+    assert len(inspect(bare, x.float()).text.splitlines()) == 4
+
+
+@pytest.mark.parametrize("scheme", SEVERAL)
+def test_paths_want_a_stream_of_one_tensor(scheme):
+    model, x = randomised(scheme, 2)
+    with pytest.raises(ValueError, match=r"^path_gradients: the stream is one floating tensor.*; got \w+ at Residual"):
+        diagnostics.path_gradients(model, x, loss=torch.sum)
+
+
+@pytest.mark.parametrize("scheme", ["hyper", "mhc", *SEVERAL])
+def test_blocks_of_lanes_histories_and_pairs_change_places(scheme):
+    """Where the connections are alike, the network is that of the other order; elsewhere it says so at once."""
+    model, x = randomised(scheme, 5)
+
+    def swap(i, j):
+        with torch.no_grad(), lesion(model, swap=(i, j)):
+            return model(x)
+
+    if scheme == "dense":
+        with pytest.raises(ValueError, match="got a Dense of position 2 for position 0. Use other positions"):
+            swap(0, 2)
+        return
+    order = [2, 1, 0, *range(3, 10)]
+    with torch.no_grad():
+        stream = model.open(x)
+        for i in order:
+            stream = model.residuals[i](stream)
+        torch.testing.assert_close(swap(0, 2), model.close(stream))
+    if scheme in ("denseformer", "attnres_block"):
+        with pytest.raises(
+            ValueError, match=r"lesion: a block changes places with one .* of position 1 for position 0"
+        ):
+            swap(0, 1)
+    else:
+        assert swap(0, 1).isfinite().all()
+
+
 # the first steps
 
 
 def test_coordinate_check_is_what_training_by_hand_gives():
-    import copy
-
     model, target = text_transformer("pre").train(), torch.tensor([0, 1, 2])
     loss = lambda logits: F.cross_entropy(logits, target)  # noqa: E731
     before, state = {name: p.clone() for name, p in model.state_dict().items()}, torch.get_rng_state()
@@ -425,6 +556,18 @@ def test_coordinate_check_is_what_training_by_hand_gives():
         rows = frame[(frame["statistic"] == "update_weight_ratio") & (frame["step"] == step) & (frame["depth"] == 3)]
         assert rows["value"].item() == pytest.approx((moved.norm() / old.norm()).item(), rel=1e-4)
     assert set(frame[frame["statistic"] == "stream_size"]["step"]) == {0, 1, 2}
+
+
+def test_coordinate_check_takes_the_learning_rates_of_the_scheme():
+    """Depth-μP's is 1/√4 of the others' in four layers, and a first step of Adam is as long as its learning rate."""
+    model, x = TransformerEncoder(16, 4, 2, scheme="depth_mup"), torch.randn(4, 6, 16)
+
+    def moved(optimizer=None):
+        frame = diagnostics.coordinate_check(model, x, optimizer=optimizer, steps=1)
+        return frame[frame["statistic"] == "update_weight_ratio"]["value"]
+
+    own, usual = moved(), moved(lambda model: torch.optim.AdamW(model.parameters(), 1e-3))
+    assert list(own / usual) == pytest.approx([0.5] * 8, rel=0.05)
 
 
 def test_a_step_moves_the_stream_alike_at_all_depths_under_completep():
@@ -774,7 +917,7 @@ def test_the_report_is_a_folder(tmp_path):
     assert "Mine &lt;here&gt;" in text
     assert 'src="http' not in text, "the page stands by itself"
     assert len((page.parent / "inspect.csv").read_text().splitlines()) == len(report.frame) + 1
-    assert "6 of 6 blocks can be deleted one at a time for 0.01 or less" in report.verdict[-1]
+    assert report.verdict[-1] == "Lesions: deleting a single block costs at most 0.01 for 6 of 6 blocks."
     assert f"{report.series('gradient_norm')[0]:.3g} at depth 0" in report.verdict[0]
     assert len(report.text.splitlines()) == 8
 

@@ -40,7 +40,7 @@ def test_a_run_is_inspected_on_its_held_out_texts(run, capsys):
     out = capsys.readouterr().out
     assert "encoder.residuals.3" in out
     assert "lesion drop" in out
-    assert "blocks can be deleted one at a time" in out
+    assert "Lesions: deleting a single block costs at most 0.01 for " in out
     for name in ("inspect.html", "inspect.csv", "lesions.svg", "signal.png", "gradients.csv"):
         assert (folder / "inspect" / name).stat().st_size > 0
     report = resseq.inspect(str(folder), device="cpu")
@@ -73,10 +73,20 @@ def test_a_model_is_inspected_before_it_is_trained(tmp_path, capsys):
 
 def test_options_that_do_not_go_together(run, tmp_path):
     folder, _ = run
-    with pytest.raises(ValueError, match="a run has its own model; got .* with --depth 3. Give one"):
+    with pytest.raises(ValueError, match="a trained run already fixes its model; got .* --depth 3. Leave out --depth,"):
         resseq.inspect(str(folder), depth=3)
-    with pytest.raises(ValueError, match="only a trained run reads data; got --data x.csv"):
-        resseq.inspect(data="x.csv")
+    for name, value in {
+        "data": "x.csv",
+        "split": "nonsense",
+        "text_column": "x",
+        "label_column": "y",
+        "texts": 9,
+    }.items():
+        flag = f"--{name.replace('_', '-')} {value}"
+        with pytest.raises(ValueError, match=f"only a trained run reads data; got {flag} without a run. Give the run"):
+            resseq.inspect(**{name: value})
+    with pytest.raises(ValueError, match="^model: --model transformer has no stages; got --stages 2. Leave it out"):
+        resseq.inspect(stages=2, device="cpu")
     with pytest.raises(ValueError, match="--texts must be 1 or more; got 0"):
         resseq.inspect(str(folder), texts=0)
     with pytest.raises(ValueError, match="the folder must hold a finished run"):

@@ -25,13 +25,25 @@ def find_blocks(model: nn.Module, blocks: Blocks = None) -> dict[str, nn.Module]
             modules; unless given, the longest run of neighbours of one type in a ModuleList, or of two or more in a
             Sequential, or of Sequentials (stages); where there is none, among the children of any module. Of equally
             long ones, the outermost.
-    Raises: ValueError where nothing is found.
+    Raises: ValueError where nothing is found, and for a list of modules, which is never called itself.
 
     >>> list(find_blocks(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU()))))
     ['1.0', '1.1', '1.2']
     """
     if blocks is None:
         return _longest_run(model)
+    found = _named(model, blocks)
+    for path, module in found.items():
+        if isinstance(module, LISTS):
+            raise ValueError(
+                f"diagnostics: a block is a module that is called; got {path}, a {type(module).__name__}. "
+                f"Use blocks='{path}.*'."
+            )
+    return found
+
+
+def _named(model: nn.Module, blocks: str | Iterable[nn.Module]) -> dict[str, nn.Module]:
+    """The modules that a pattern or a list names."""
     paths = {module: path for path, module in model.named_modules()}
     if isinstance(blocks, str):
         found = {path: module for module, path in paths.items() if path and _matches(path, blocks)}
@@ -120,6 +132,17 @@ def stream_of(value: Any, owner: str) -> Tensor:
             f"Use other blocks."
         )
     return tensor
+
+
+def stream_through(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> tuple[Tensor, Tensor] | None:
+    """The stream that a block read, and the one that it gave; None for a Residual whose stream is several tensors: a
+    history or a pair, of which no single one is the stream."""
+    if isinstance(block, Residual) and not isinstance(args[0] if args else kwargs["stream"], Tensor):
+        return None
+    name = type(block).__name__
+    return stream_of((args, kwargs), name), stream_of(output, name)
 
 
 def replace_first(value: Any, new: Tensor) -> Any:

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resseq.diagnostics.blocks import stream_of
+from resseq.diagnostics.blocks import stream_through
 from resseq.diagnostics.signal import OUTPUT, Row
 
 
 class Gradients:
     """Reduces the gradients to numbers as they come; its hooks see every block run.
 
-    δ_l = ∂loss/∂x_l is the gradient of what block l reads, δ_N of what the last block gives.
+    δ_l = ∂loss/∂x_l is the gradient of what block l reads, δ_N of what the last block gives; where the stream is
+    several tensors, as in Signal, there is none and the weights' alone are measured.
 
     - ``gradient_norm``: ‖δ_l‖; ``gradient_gain``: ‖δ_l‖/‖δ_{l+1}‖, below 1 where a block shrinks the gradient.
     - ``gradient_through_branches``: ‖δ_l − δ_N‖/‖δ_N‖. Where every shortcut is the identity, δ_l is δ_N, which came
@@ -47,9 +48,11 @@ class Gradients:
             yield self
 
     def _see(self, name: str, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        self._expect(stream_of((args, kwargs), name))
+        through = stream_through(block, args, kwargs, output)
+        if through is not None:
+            self._expect(through[0])
+            self.output = through[1]
         self.names.append(name)
-        self.output = stream_of(output, name)
 
     def _expect(self, stream: Tensor) -> None:
         if stream.requires_grad:

@@ -24,8 +24,9 @@ def lesion(
 ) -> Iterator[nn.Module]:
     """Take blocks out of a network, or put them into another order, until the context ends.
 
-    A deleted block hands on the stream that it reads, as in a network built without it. Where a Residual's shortcut is
-    a map (because the shape changes), the map stays and its branch is 0.
+    A deleted block hands on the stream that it reads, as in a network built without it. Where a Residual does more to
+    the stream than add to it, that stays and its branch is 0: where the shortcut is a map (because the shape changes),
+    and where the stream is lanes, a history or a pair.
 
     Source: Veit et al. 2016, arXiv:1605.06431, sections 4.1 to 4.3.
     Args:
@@ -33,8 +34,9 @@ def lesion(
         delete: positions of blocks, from 0.
         swap: two positions, whose blocks change places.
         permute: the block that stands at each position, as positions before.
-    Raises: ValueError unless exactly one of the three is given, for a position that is not there, and for a deleted
-        block that changes the stream's shape and has no shortcut.
+    Raises: ValueError unless exactly one of the three is given, for a position that is not there, for a deleted block
+        that changes the stream's shape and has no shortcut, and for one put where its connection does not fit: those of
+        denseformer and dense weigh all that came before, those of attnres_block end a block or do not.
 
     >>> from resseq import Stack
     >>> model = Stack([nn.Linear(8, 8) for _ in range(2)], dim=8, scheme="residual")
@@ -45,6 +47,7 @@ def lesion(
     """
     found = find_blocks(model, blocks)
     order = _order(len(found), delete, swap, permute)
+    _require_fit(list(found.values()), order)
     with ExitStack() as stack:
         for position in delete:
             stack.enter_context(_deleted(list(found.values())[position]))
@@ -75,11 +78,31 @@ def _order(count: int, delete: Sequence[int], swap: tuple[int, int] | None, perm
     return list(positions) if permute else order
 
 
+def _require_fit(blocks: list[nn.Module], order: list[int]) -> None:
+    for position, origin in enumerate(order):
+        here, moved = _form(blocks[position]), _form(blocks[origin])
+        if here != moved and None not in (here, moved):
+            kind = type(blocks[origin].connection).__name__
+            raise ValueError(
+                f"lesion: a block changes places with one whose connection is alike; got a {kind} of position "
+                f"{origin} for position {position}. Use other positions, or delete=[{origin}]."
+            )
+
+
+def _form(block: nn.Module) -> Any:
+    """What of a Residual's connection may depend on its depth; None where it fits everywhere."""
+    if not isinstance(block, Residual) or isinstance(block.connection, OneStream):
+        return None
+    shapes = {name: parameter.shape for name, parameter in block.connection.named_parameters()}
+    return shapes, getattr(block.connection, "ends_block", None)
+
+
 @contextmanager
 def _deleted(block: nn.Module) -> Iterator[None]:
-    connection = getattr(block, "connection", None)
-    if isinstance(block, Residual) and isinstance(connection, OneStream) and connection.shortcut is not None:
-        vars(connection)["finish"] = torch.zeros_like  # F = 0
+    connection = block.connection if isinstance(block, Residual) else None
+    handed_on = connection is None or (isinstance(connection, OneStream) and connection.shortcut is None)
+    if not handed_on:
+        vars(connection)["finish"] = torch.zeros_like  # the branch is 0
         try:
             yield
         finally:

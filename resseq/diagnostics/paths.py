@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from resseq.diagnostics.blocks import Blocks, find_blocks, first_tensor, stream_of
+from resseq.diagnostics.blocks import Blocks, find_blocks, stream_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,6 +39,7 @@ def path_gradients(
     Source: Veit et al. 2016, arXiv:1605.06431, section 4.4.
     Args:
         samples: sets of blocks drawn for each length; where there are no more sets than that, each is taken once.
+    Raises: ValueError for blocks that change the stream's shape, and where the stream is several tensors.
     Returns: a frame with columns length (k), paths (C(N, k)), gradient (mean norm of one path's gradient at x_0),
         total (gradient · paths) and share (of the sum of all totals).
     """
@@ -67,12 +68,13 @@ def _steps(model: nn.Module, blocks: dict[str, nn.Module], inputs: Any, keywords
     read: list[Tensor] = []
 
     def cut(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not args or first_tensor(args[0]) is None:
+        stream = args[0] if args else None
+        if not isinstance(stream, Tensor) or not stream.is_floating_point():
             raise ValueError(
-                f"path_gradients: a block takes the stream as its first positional argument; got "
-                f"{type(block).__name__}, which does not. Use other blocks."
+                f"path_gradients: the stream is one floating tensor, a block's first positional argument; got "
+                f"{type(stream).__name__} at {type(block).__name__}. Use other blocks, or a scheme such as 'pre'."
             )
-        read.append(args[0].detach().requires_grad_())
+        read.append(stream.detach().requires_grad_())
         return (read[-1], *args[1:])
 
     def keep(block: nn.Module, args: Any, output: Any) -> None:

@@ -26,6 +26,8 @@ COLUMNS = {
     "dead_units": "dead",
     "lesion_drop": "lesion drop",
 }
+# what stands there first where the stream is several tensors, of which nothing is measured
+BRANCH_COLUMNS = {"branch_rms": "branch rms", "block_gradient_norm": "weights' gradient"}
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
@@ -79,10 +81,11 @@ class Report:
     @cached_property
     def table(self) -> "DataFrame":
         """A row for each depth, a column for each of the principal statistics."""
-        wanted = self.frame[self.frame["statistic"].isin(list(COLUMNS))]
+        columns = COLUMNS if self.series("stream_rms") else BRANCH_COLUMNS | COLUMNS
+        wanted = self.frame[self.frame["statistic"].isin(list(columns))]
         table = wanted.pivot(index=["depth", "module"], columns="statistic", values="value")
-        table = table[[name for name in COLUMNS if name in table]].reset_index()
-        table.columns = [COLUMNS.get(name, name) for name in table.columns]
+        table = table[[name for name in columns if name in table]].reset_index()
+        table.columns = [columns.get(name, name) for name in table.columns]
         table.insert(2, "block", [self.kinds.get(module, "") for module in table["module"]])
         return table
 
@@ -96,7 +99,7 @@ class Report:
         """What the numbers say, in sentences that claim no more than was measured."""
         return [
             sentence
-            for say in (_on_gradient, _on_stream, _on_shortcuts, _on_influence, _on_inside, _on_lesions)
+            for say in (_on_gradient, _on_stream, _on_branches, _on_shortcuts, _on_influence, _on_inside, _on_lesions)
             for sentence in say(self)
         ]
 
@@ -142,16 +145,31 @@ def _on_stream(report: Report) -> list[str]:
         most, least = max(branch, key=branch.__getitem__), min(branch, key=branch.__getitem__)
         sentence += (
             f" A branch is {branch[least]:.3g} (depth {least}) to {branch[most]:.3g} (depth {most}) of the stream that "
-            f"it joins."
+            f"its block reads."
+            if branch[most]
+            else " Every branch is 0."
         )
     return [sentence]
+
+
+def _on_branches(report: Report) -> list[str]:
+    rms = report.series("branch_rms")
+    if not rms or report.series("stream_rms"):
+        return []
+    most, least = max(rms, key=rms.__getitem__), min(rms, key=rms.__getitem__)
+    return [
+        f"Stream: several tensors, of which nothing is measured. A branch's root mean square is {rms[least]:.3g} "
+        f"(block {least}) to {rms[most]:.3g} (block {most})."
+    ]
 
 
 def _on_shortcuts(report: Report) -> list[str]:
     product = report.series("skip_product")
     if not product or all(abs(value - 1) < 1e-6 for value in product.values()):
         return []
-    return [f"Shortcuts: their factors multiply to {product[0]:.3g} from the first block to the last."]
+    return [
+        f"Shortcuts: their factors multiply to {product[0]:.3g} from the first block to the last; norms not counted."
+    ]
 
 
 def _on_influence(report: Report) -> list[str]:
@@ -159,6 +177,8 @@ def _on_influence(report: Report) -> list[str]:
     if len(influence) < 2:
         return []
     most, least = max(influence, key=influence.__getitem__), min(influence, key=influence.__getitem__)
+    if influence[most] < 1e-6:  # rounding
+        return ["Influence: no block turns the stream."]
     return [
         f"Influence: block {most} turns the stream most (1 − cosine {influence[most]:.3g}), block {least} least "
         f"({influence[least]:.3g})."
@@ -172,7 +192,8 @@ def _on_inside(report: Report) -> list[str]:
         low, high = min(entropy, key=entropy.__getitem__), max(entropy, key=entropy.__getitem__)
         said.append(
             f"Attention: its entropy is {entropy[low]:.3g} nats (block {low}) to {entropy[high]:.3g} (block {high}), "
-            f"as of {math.exp(entropy[low]):.3g} to {math.exp(entropy[high]):.3g} positions seen alike."
+            f"as if attention were spread evenly over {math.exp(entropy[low]):.3g} to {math.exp(entropy[high]):.3g} "
+            f"positions."
         )
     if dead:
         most = max(dead, key=dead.__getitem__)
@@ -186,7 +207,5 @@ def _on_lesions(report: Report) -> list[str]:
         return []
     most = max(drops, key=drops.__getitem__)
     harmless = sum(drop <= 0.01 for drop in drops.values())
-    return [
-        f"Lesions: {harmless} of {len(drops)} blocks can be deleted one at a time for 0.01 or less; the dearest is "
-        f"block {most}, {drops[most]:.3g}."
-    ]
+    dearest = f"; the most costly is block {most} ({drops[most]:.3g})" if drops[most] > 0 else ""
+    return [f"Lesions: deleting a single block costs at most 0.01 for {harmless} of {len(drops)} blocks{dearest}."]

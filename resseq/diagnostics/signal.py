@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from resseq.diagnostics.blocks import channels_first, stream_of
+from resseq.connections import OneStream
+from resseq.diagnostics.blocks import channels_first, stream_through
 from resseq.merges import add
 from resseq.residual import Residual
 
@@ -18,6 +19,9 @@ OUTPUT = "output"  # the module of the rows at the last depth, behind the last b
 
 class Signal:
     """Reduces the stream to numbers as the model runs; called as a forward hook of every block.
+
+    A stream that is several tensors (a history or a pair, in schemes such as attnres and reversible) is not measured:
+    of its Residuals there are ``branch_rms`` and ``branch_variance`` alone.
 
     At each depth l, x_l being what block l reads and x_N what the last block gave, over all positions:
 
@@ -81,19 +85,19 @@ class Signal:
                 ]
 
     def __call__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        name = self.names[block]
-        x = self._features(block, stream_of((args, kwargs), name))
-        out = self._features(block, stream_of(output, name))
-        self._add_stream(name, x)
-        if x.shape == out.shape:
-            self._add_step(name, x, out)
-        self._add_branch(block, x, out)
+        name, first, y = self.names[block], self.first[block], self.branches.pop(block, None)
+        if y is not None:
+            y = _features(y, first)
+            self._add(name, branch_rms=self._norm(y), branch_variance=self._mean(y.var(-1, correction=0)))
+        if (through := stream_through(block, args, kwargs, output)) is not None:
+            lanes = isinstance(block, Residual) and not isinstance(block.connection, OneStream)  # their width is last
+            x, self.out = (_features(stream, first and not lanes) for stream in through)
+            self._add_stream(name, x)
+            if x.shape == self.out.shape:
+                self._add_step(name, x, self.out)
+            if y is not None:
+                self._add_sum(block, x, y, self.out)
         self.depth += 1
-        self.out = out
-
-    def _features(self, block: nn.Module, x: Tensor) -> Tensor:
-        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-        return x.movedim(1, -1) if self.first[block] and x.ndim > 2 else x
 
     def _add(self, name: str, **statistics: Tensor) -> None:
         self.rows += [(self.depth, name, statistic, value) for statistic, value in statistics.items()]
@@ -133,13 +137,10 @@ class Signal:
             angular_distance=self._mean(cosine.arccos()) / torch.pi,
         )
 
-    def _add_branch(self, block: nn.Module, x: Tensor, out: Tensor) -> None:
-        if block not in self.branches:
-            return
-        y, name = self._features(block, self.branches.pop(block)), self.names[block]
-        self._add(name, branch_rms=self._norm(y), branch_variance=self._mean(y.var(-1, correction=0)))
+    def _add_sum(self, block: nn.Module, x: Tensor, y: Tensor, out: Tensor) -> None:
+        name = self.names[block]
         if block in self.skips:
-            self.gains.append(self._norm(self._features(block, self.skips.pop(block))) / self._norm(x))
+            self.gains.append(self._norm(_features(self.skips.pop(block), self.first[block])) / self._norm(x))
             self._add(name, skip_gain=self.gains[-1])
         if y.shape != x.shape:
             return
@@ -149,6 +150,12 @@ class Signal:
         self.sum = self.sum + y if self.sum is not None and self.sum.shape == y.shape else None
         if self.sum is not None:
             self._add(name, telescoping_error=self._norm(out - self.sum) / self._norm(out))
+
+
+def _features(x: Tensor, first: bool) -> Tensor:
+    """In float32 at least, the features last."""
+    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    return x.movedim(1, -1) if first and x.ndim > 2 else x
 
 
 @contextmanager

@@ -27,7 +27,8 @@ def coordinate_check(
     """Train a copy of the model for a few steps on one batch, and measure before and after each step.
 
     - ``stream_size``: E|x_l|, what block l reads, and what the last one gives, at steps 0 to ``steps``. A
-      parametrisation whose learning rate can be carried to another depth or width keeps it where it is there.
+      parametrisation whose learning rate can be carried to another depth or width keeps it where it is there. Not
+      measured where the stream is several tensors: see Signal.
     - ``update_weight_ratio``: ‖W_{t+1} − W_t‖/‖W_t‖ of all parameters of a block together, at steps 0 to ``steps`` − 1.
 
     The model itself, its gradients and torch's generators stay as they are.
@@ -35,7 +36,8 @@ def coordinate_check(
     Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1 (the coordinate check).
     Args:
         blocks, loss, keywords: as for ``inspect``.
-        optimizer: called with the copy, returns its optimizer; AdamW with learning rate 0.001 unless given.
+        optimizer: called with the copy, returns its optimizer; unless given, AdamW with learning rate 0.001, scaled
+            where the model's ``optimizer_groups`` say so, as those of depth_mup and completep do.
     Returns: a frame with columns depth, module, step, statistic, value, as ``inspect``'s report has it.
 
     >>> from resseq import Stack
@@ -48,7 +50,7 @@ def coordinate_check(
     paths = list(find_blocks(model, blocks))
     trained = copy.deepcopy(model)
     found = {path: trained.get_submodule(path) for path in paths}
-    chosen = torch.optim.AdamW(trained.parameters(), 1e-3) if optimizer is None else optimizer(trained)
+    chosen = (_adamw if optimizer is None else optimizer)(trained)
     devices = {parameter.get_device() for parameter in trained.parameters() if parameter.is_cuda}
     rows: list[tuple[int, str, int, str, float]] = []
     with torch.random.fork_rng(devices), torch.enable_grad():
@@ -66,6 +68,18 @@ def coordinate_check(
                     ratio = (_weights(found[path]) - old).norm() / old.norm()
                     rows.append((depth, path, step, "update_weight_ratio", ratio.item()))
     return DataFrame(rows, columns=["depth", "module", "step", "statistic", "value"])
+
+
+def _adamw(model: nn.Module, learning_rate: float = 1e-3) -> torch.optim.Optimizer:
+    """AdamW, with the learning rates and Adam's ε that parts of the model give their parameters."""
+    scaled = [group for part in model.modules() for group in getattr(part, "optimizer_groups", list)()]
+    apart = {parameter for group in scaled for parameter in group["params"]}
+    rest = {"params": [parameter for parameter in model.parameters() if parameter not in apart]}
+    own = [
+        {"params": group["params"], "lr": learning_rate * group["lr_scale"], "eps": 1e-8 * group["eps_scale"]}
+        for group in scaled
+    ]
+    return torch.optim.AdamW([rest, *own], learning_rate)
 
 
 def _weights(block: nn.Module) -> Tensor:
