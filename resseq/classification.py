@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from resseq.card import draw_run, model_card
 from resseq.data import TextOptions
-from resseq.options import TEXT_MODELS, TrainOptions, build_model, check_model, spell_out
+from resseq.options import TEXT_MODELS, TrainOptions, flag_of, from_python
 from resseq.run import (
     FORMAT,
     WHOLE,
@@ -49,12 +49,13 @@ def train(**options: Any) -> dict[str, Any]:
         seconds, parameters.
     Raises: ValueError for bad options or data, and for a run folder that is already in use; training.loop.Diverged.
     """
-    return train_with(TrainOptions(**options))
+    return train_with(from_python(TrainOptions, options))
 
 
 def train_with(options: TrainOptions, corpus: "Corpus | None" = None) -> dict[str, Any]:
     """``train`` with its options in one value, and on a corpus that is there already if one is given."""
     from resseq.data import data_options, prepare
+    from resseq.models import check_model, spell_out
     from resseq.training.checkpoint import claim
 
     options = spell_out(replace(options, output_dir=str(options.folder)))
@@ -72,7 +73,8 @@ def train_with(options: TrainOptions, corpus: "Corpus | None" = None) -> dict[st
 def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]:
     """How the checkpoint that --model names reads texts, and its encoder; or what the run folder kept of it, and None.
 
-    Raises: ValueError for a name that is none, for what is no BERT, and for options that would not be heeded.
+    Raises: ValueError if --model names nothing, if the checkpoint is not a BERT, and for options that a checkpoint
+        ignores.
     """
     from resseq.data import load_pretrained_tokenizer, load_tokenizer, separator_of
     from resseq.models.bert import Bert
@@ -88,7 +90,7 @@ def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]
         )
     for each in fields(TextOptions):
         if each.name in ("tokenizer", "vocab_size", "lowercase") and getattr(options, each.name) != each.default:
-            flag, value = f"--{each.name.replace('_', '-')}", getattr(options, each.name)
+            flag, value = flag_of(each.name), getattr(options, each.name)
             raise ValueError(f"train: a checkpoint has its own tokenizer; got {flag} {value}. Leave it out.")
     encoder, tokenizer = Bert.from_pretrained(options.model), load_pretrained_tokenizer(options.model)
     if options.max_length > encoder.options["max_length"]:
@@ -103,6 +105,7 @@ def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]
 def _fit(options: TrainOptions, corpus: "Corpus", encoder: "Bert | None" = None) -> dict[str, Any]:
     import torch
 
+    from resseq.models import build_model
     from resseq.training.checkpoint import write_text
     from resseq.training.loop import Trainer, choose_device
 
@@ -214,7 +217,7 @@ def evaluate(
     Returns: data, split, rows, loss (nats), accuracy, macro_f1, and per class precision, recall, f1 and rows.
     Raises: ValueError for a folder without a finished run, for bad data, and for a label that the run does not know.
     """
-    from resseq.training.metrics import logits_of, measure
+    from resseq.training.metrics import measure
 
     loaded = Run.load(run, device)
     data = None if data is None else os.fspath(data)
@@ -222,7 +225,7 @@ def evaluate(
         loaded, data, split, text_column=text_column, image_column=image_column, label_column=label_column
     )
     batches, _ = evaluation_batches(loaded.reader.encode(*rows), batch_size)
-    metrics = measure(logits_of(loaded.model, batches, loaded.device, loaded.options.bf16))
+    metrics = measure(loaded.logits_of(batches))
     return {
         "data": loaded.options.data if data is None else data,
         "split": name,
@@ -246,31 +249,46 @@ def predict(
         file: a text file, "-" for standard input, or (from Python) the texts, or the images as paths or PIL images.
             Of a run on several text columns a tuple for each row, or the texts joined, by a tab for a pair.
         batch_size: examples in a batch.
-    Yields: ``{"label": name, "probabilities": {name: probability, …}}``. Memory does not grow with the file.
-    Raises: ValueError for a folder without a finished run, a file that is not there, or a missing text.
+    Returns: an iterator of ``{"label": name, "probabilities": {name: probability, …}}``. Memory does not grow with the
+        file.
+    Raises: ValueError for a folder without a finished run or a file that is not there; the iterator, for a missing
+        text.
     """
-    loaded, first = Run.load(run, device), 1
-    for given in _blocks(str(file)) if isinstance(file, (str, os.PathLike)) else _chunks(iter(file)):
-        inputs = loaded.reader.take(given, first)
+    loaded = Run.load(run, device)
+    if isinstance(file, (str, os.PathLike)):
+        _check_file(str(file))
+        return _answers(loaded, _blocks(str(file)), batch_size)
+    return _answers(loaded, _chunks(iter(file)), batch_size)
+
+
+def _answers(run: Run, blocks: Iterator[list[Any]], batch_size: int) -> Iterator[dict[str, Any]]:
+    first = 1
+    for given in blocks:
+        inputs = run.reader.take(given, first)
         first += len(inputs)
-        for row in loaded.logits(inputs, batch_size).softmax(1).tolist() if inputs else []:
-            probabilities = dict(zip(loaded.classes, row, strict=True))
+        for row in run.logits(inputs, batch_size).softmax(1).tolist() if inputs else []:
+            probabilities = dict(zip(run.classes, row, strict=True))
             yield {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}
 
 
-def _blocks(file: str) -> Iterator[list[str]]:
-    """The lines that are there to read, as soon as they are: a pipe that is written slowly is answered line by line."""
+def _check_file(file: str) -> None:
+    """Raise for what cannot be read line by line."""
     from resseq.data.sources import READERS
 
     if file != "-" and (not Path(file).exists() or Path(file).is_dir()):
         raise ValueError(
-            f"predict: the texts or paths are a file with one to a line; got {file}. Use a file that exists, or -."
+            f"predict: the texts or paths are a file with one to a line; got {file}. Use a file that exists, or -; "
+            f"from Python a list as well: predict(run, [{file!r}])."
         )
     if Path(file).suffix.lower() in READERS:
         raise ValueError(
             f"predict: a file has one text or path to a line, and nothing beside; got the table {file}. Write its "
             f"column of texts to a .txt file, or measure it by resseq evaluate --data."
         )
+
+
+def _blocks(file: str) -> Iterator[list[str]]:
+    """The lines that are there to read, as soon as they are: a pipe that is written slowly is answered line by line."""
     if file == "-" and sys.stdin is None:  # closed by whoever started us
         return
     handle = sys.stdin.fileno() if file == "-" else os.open(file, os.O_RDONLY)

@@ -104,7 +104,7 @@ def _trained(run: str, options: InspectOptions) -> "Report":
 
     from resseq import diagnostics
     from resseq.run import Run, evaluation_batches, held_out
-    from resseq.training.metrics import logits_of, measure
+    from resseq.training.metrics import measure
 
     loaded = Run.load(run, options.device)
     columns = {name: getattr(options, name) for name in ("text_column", "image_column", "label_column")}
@@ -116,7 +116,7 @@ def _trained(run: str, options: InspectOptions) -> "Report":
     batches, _ = evaluation_batches(examples, BATCH)
 
     def accuracy(model: "nn.Module") -> float:
-        return measure(logits_of(model, batches, loaded.device)).accuracy
+        return measure(loaded.logits_of(batches)).accuracy
 
     batch = examples.collate([examples[i] for i in range(min(BATCH, len(chosen)))])
     report = _inspect_batch(loaded.model, {name: value.to(loaded.device) for name, value in batch.items()})
@@ -129,7 +129,8 @@ def _fresh(options: InspectOptions) -> "Report":
     """The signal and the gradients of a model before its first step: random tokens, or pixels, show them as well."""
     import torch
 
-    from resseq.options import IMAGE_MODELS, build_model
+    from resseq.models import build_model
+    from resseq.options import IMAGE_MODELS
     from resseq.training.loop import choose_device
 
     torch.manual_seed(options.seed)

@@ -1,16 +1,17 @@
-"""The options of a run, and the model that they ask for."""
+"""The options of a run."""
 
 import math
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from resseq.data import DataOptions, ImageOptions, TextOptions
 from resseq.training.config import TrainingOptions
 
 if TYPE_CHECKING:
-    from torch import nn
+    from _typeshed import DataclassInstance
 
 TEXT_MODELS = ("transformer", "convnet", "vdcnn")
 IMAGE_MODELS = ("cifar-resnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -19,17 +20,77 @@ UNBOUND = {"output_dir", "resume", "device", "dataloader_num_workers", "save_ste
 FINE_TUNING = {"learning_rate": 5e-5, "num_train_epochs": 3}  # the options whose default is another for a checkpoint
 MAY_BE_0 = {"frozen_layers", "seed", "data_seed", "warmup_steps", "dataloader_num_workers", "kernel_size"}
 SHARES = {"dropout", "token_dropout", "attention_dropout", "drop_path", "layer_drop", "label_smoothing_factor"}
+KINDS: dict[Any, tuple[str, Any]] = {  # of values: what they are called, and one of them
+    int: ("an integer", 6),
+    float: ("a finite number", 0.1),
+    bool: ("True or False", True),
+    str: ("a str", "name"),
+}
+Options = TypeVar("Options", bound="DataclassInstance")
+
+
+def from_python(kind: type[Options], given: dict[str, Any]) -> Options:
+    """The options of a verb, of one kind, that its function was called with.
+
+    Raises: ValueError for a name that no option has, with the nearest that one has.
+    """
+    verb, known = kind.__name__.removesuffix("Options").lower(), [each.name for each in fields(kind)]
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1, 0.7) or [each for each in known if each.endswith(f"_{name}")]
+            fix = f"Use {'= or '.join(near)}=." if near else f"Type resseq {verb} --help to see them all."
+            raise ValueError(f"{verb}: the options are those of resseq {verb}; got {name}={given[name]!r}. {fix}")
+    return kind(**given)
+
+
+def settle(value: Any) -> Any:
+    """An option's value as the command line gives it: a path is a str, a list a tuple, NumPy's number Python's own."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list):
+        return tuple(value)
+    scalar = type(value).__module__ == "numpy" and value.shape == ()  # out of an array or a DataFrame
+    return value.item() if scalar else value
+
+
+def flag_of(name: str) -> str:
+    """An option's name as one types it."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _is(value: Any, hint: Any) -> bool:
     """Whether a value is of an option's type; a whole number is a float too."""
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
     if get_args(hint):
         return any(_is(value, part) for part in get_args(hint))
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _check_type(name: str, hint: Any, value: Any) -> None:
+    """Raise for what is none of an option's choices, or is of another type."""
+    choices = [choice for part in (hint, *get_args(hint)) for choice in get_args(part) if isinstance(choice, str)]
+    if choices and value not in choices and (value is not None or type(None) not in get_args(hint)):
+        raise ValueError(f"train: {flag_of(name)} is one of {', '.join(choices)}; got {value!r}. Use {choices[0]}.")
+    if not choices and not _is(value, hint):
+        kind, example = KINDS[(*get_args(hint), hint)[0]]
+        raise ValueError(
+            f"train: {flag_of(name)} must be {kind}; got {value!r} (type {type(value).__name__}). "
+            f"Write {name}={example!r}, for example."
+        )
+
+
+def _check_range(name: str, hint: Any, value: Any) -> None:
+    """Raise for a number that is too small, and for a share that is too large."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    least = 1 if hint in (int, int | None) and name not in MAY_BE_0 else 0
+    if not value >= least:
+        raise ValueError(f"train: {flag_of(name)} must be {least} or more; got {value}. Use {least} or more.")
+    if name in SHARES and not value < 1:
+        raise ValueError(f"train: {flag_of(name)} is a share, less than 1; got {value}. Use 0.1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +111,7 @@ class ModelOptions:
     heads: int | None = None
     """Attention heads."""
     activation: Literal["gelu", "relu", "swiglu"] | None = None
-    """Of the transformer's feed-forward nets."""
+    """Nonlinearity of the transformer's feed-forward nets."""
     positions: Literal["learned", "sinusoidal", "rotary"] | None = None
     """How the transformer knows a token's place."""
     stages: int | None = None
@@ -58,16 +119,16 @@ class ModelOptions:
     kernel_size: int | None = None
     """Tokens that a convolution spans; 0 leaves the transformer's out."""
     shortcut: Literal["none", "pad", "projection", "A", "B", "C", "D"] | None = None
-    """Where the shape changes: pad or projection in the convnet; in vdcnn none as well; in a ResNet A (pad), B, C or D
-    (projections)."""
+    """Where the shape changes: pad or projection in convnet and vdcnn, or none with the scheme plain; in a ResNet A
+    (pad), B, C or D (projections)."""
     pooling: Literal["mean", "max", "cls", "kmax", "conv"] | None = None
     """From tokens to one vector; kmax and conv for the convnet."""
     dropout: float | None = None
-    """Probability, of embeddings, branches and the pooled vector."""
+    """Dropout probability for embeddings, branches and the pooled vector."""
     token_dropout: float | None = None
     """Probability that a token is hidden in training."""
     attention_dropout: float | None = None
-    """Probability, of attention weights."""
+    """Dropout probability for attention weights."""
     drop_path: float | None = None
     """Stochastic depth: probability that a branch is dropped in the last layer, rising to there."""
     layer_drop: float | None = None
@@ -79,9 +140,14 @@ class ModelOptions:
     activation_checkpointing: bool | None = None
     """Keep less of the transformer for the backward pass, and compute it again."""
     frozen_layers: int | None = None
-    """Of a checkpoint: the embeddings and so many layers do not learn."""
+    """How many of a checkpoint's layers, and its embeddings with them, do not learn."""
     layerwise_lr_decay: float | None = None
-    """Of a checkpoint: each layer learns so many times as fast as the one above it."""
+    """Each layer of a checkpoint learns so many times as fast as the one above it."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All but the model's name, by name; None where it was not given."""
+        return {each.name: getattr(self, each.name) for each in fields(ModelOptions) if each.name != "model"}
 
     @property
     def fine_tunes(self) -> bool:
@@ -101,45 +167,30 @@ class TrainOptions(TextOptions, ImageOptions, ModelOptions, TrainingOptions):
     def __post_init__(self) -> None:
         """Raise for a value that no option can have: from Python, and from a file, no parser stands before."""
         for each in fields(self):
-            value: Any = getattr(self, each.name)
-            if isinstance(value, os.PathLike):
-                object.__setattr__(self, each.name, os.fspath(value))
-            elif type(value).__module__ == "numpy" and value.shape == ():  # a number out of an array or a DataFrame
-                object.__setattr__(self, each.name, value.item())
+            object.__setattr__(self, each.name, settle(getattr(self, each.name)))
         for name, value in FINE_TUNING.items():
             if getattr(self, name) is None:
-                own = {each.name: each.default for each in fields(TrainingOptions)}
-                object.__setattr__(self, name, value if self.fine_tunes else own[name])
+                object.__setattr__(self, name, value if self.fine_tunes else getattr(TrainingOptions, name))
         for name, hint in get_type_hints(type(self)).items():
-            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
-            choices = [choice for part in (hint, *get_args(hint)) for choice in get_args(part)]
-            choices = [choice for choice in choices if isinstance(choice, str)]
-            if choices and value not in choices and (value is not None or type(None) not in get_args(hint)):
-                raise ValueError(f"train: {flag} is one of {', '.join(choices)}; got {value!r}. Use {choices[0]}.")
-            if not choices and not _is(value, hint):
-                kind = str(getattr(hint, "__name__", hint)).split(" | ")[0]
-                raise ValueError(f"train: {flag} is a value of type {kind}; got {value!r}. Give one.")
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            least = 1 if hint in (int, int | None) and name not in MAY_BE_0 else 0
-            if not value >= least:
-                raise ValueError(f"train: {flag} must be {least} or more; got {value}. Use {least} or more.")
-            if name in SHARES and not value < 1:
-                raise ValueError(f"train: {flag} is a share, less than 1; got {value}. Use 0.1.")
+            _check_type(name, hint, getattr(self, name))
+            _check_range(name, hint, getattr(self, name))
         self._check_task()
 
     def _check_task(self) -> None:
         """Raise for what belongs to the other task."""
         if (self.model in IMAGE_MODELS) != (self.task == "image"):
-            usual = {"text": "transformer", "image": "cifar-resnet"}[self.task]
+            reads, usual = ("texts", "cifar-resnet") if self.task == "image" else ("images", "transformer")
             raise ValueError(
-                f"train: --task {self.task} needs a model of its own; got --model {self.model}. Use --model {usual}."
+                f"train: --model {self.model} reads {reads}; got --task {self.task}. Use --model {usual}, or --task "
+                f"{reads.removesuffix('s')}."
             )
         other = {"text": ImageOptions, "image": TextOptions}[self.task]
         for field in fields(other):
-            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            value = getattr(self, field.name)
             if value != field.default and field.name not in DataOptions.__dataclass_fields__:
-                raise ValueError(f"train: --task {self.task} has no {flag}; got {value!r}. Leave it out.")
+                raise ValueError(
+                    f"train: --task {self.task} has no {flag_of(field.name)}; got {value!r}. Leave it out."
+                )
 
     @property
     def folder(self) -> Path:
@@ -147,59 +198,3 @@ class TrainOptions(TextOptions, ImageOptions, ModelOptions, TrainingOptions):
         if self.output_dir is not None:
             return Path(self.output_dir)
         return Path("runs") / "-".join(filter(None, [Path(self.data).stem, Path(self.model).name, self.scheme]))
-
-
-def build_model(options: ModelOptions, num_classes: int, **shape: Any) -> "nn.Module":
-    """The model that the options ask for. Raises: ValueError for an option that it does not take.
-
-    Args:
-        shape: what a reader tells of its data: vocab_size and max_length of texts; mean, std and augment of images.
-    """
-    from resseq.models import MODELS, arguments_of
-    from resseq.models.bert import BertClassifier
-    from resseq.models.image_classifier import ImageClassifier
-
-    given = {field.name: getattr(options, field.name) for field in fields(ModelOptions) if field.name != "model"}
-    arguments = {name: value for name, value in given.items() if value is not None}
-    known = arguments_of(options.model)
-    for name, value in arguments.items():
-        if name not in known:
-            flag = name.replace("_", "-")
-            raise ValueError(f"model: --model {options.model} has no {flag}; got --{flag} {value}. Leave it out.")
-    if options.fine_tunes:
-        if "encoder" not in shape:
-            raise ValueError(
-                f"model: --model is {', '.join(MODELS)}; got --model {options.model}. "
-                f"Fine-tune a checkpoint by resseq train."
-            )
-        return BertClassifier(num_classes=num_classes, **arguments, **shape)
-    if options.model in IMAGE_MODELS:
-        return ImageClassifier(MODELS[options.model](num_classes=num_classes, **arguments), **shape)
-    arguments |= {name: value for name, value in shape.items() if name in known}
-    return MODELS[options.model](num_classes=num_classes, **arguments)
-
-
-def strange_to(model: str) -> set[str]:
-    """The options of other models."""
-    from resseq.models import arguments_of
-
-    return {field.name for field in fields(ModelOptions)} - {"model", *arguments_of(model)}
-
-
-def spell_out(options: TrainOptions) -> TrainOptions:
-    """The same with the model's defaults in place of None: what a run was is not to change with the defaults."""
-    from resseq.models import arguments_of
-
-    known = {name: each.default for name, each in arguments_of(options.model).items() if each.default is not each.empty}
-    unsaid = (each.name for each in fields(ModelOptions) if getattr(options, each.name) is None)
-    return replace(options, **{name: known[name] for name in unsaid if name in known})
-
-
-def check_model(options: TrainOptions, checkpoint: dict[str, Any] | None = None) -> None:
-    """Raise a ValueError for what is wrong with the model, before any data is read."""
-    import torch
-
-    texts = checkpoint or {"vocab_size": options.vocab_size, "max_length": options.max_length}
-    images = {"mean": [0.0] * 3, "std": [1.0] * 3}
-    with torch.device("meta"):
-        build_model(options, num_classes=2, **texts if options.task == "text" else images)

@@ -46,7 +46,10 @@ def export(
 
     loaded = Run.load(run, "cpu")
     if loaded.options.task != "text":
-        raise ValueError(f"export: a run on texts is exported; got a run on {loaded.reader.inputs} in {run}. Use one.")
+        raise ValueError(
+            f"export: only text classifiers can be exported; got a run on {loaded.reader.inputs} in {run}. "
+            f"Give the folder of a run on texts."
+        )
     file = Path(output or Path(str(run).removeprefix(HUB)) / {"torch": "model.pt2", "onnx": "model.onnx"}[format])
     if format == "onnx":
         _require_onnx()

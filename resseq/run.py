@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from resseq.options import UNBOUND, TrainOptions, build_model
+from resseq.options import UNBOUND, TrainOptions
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,7 @@ class Run:
         Raises: ValueError for a folder without a finished run.
         """
         from resseq.data.readers import READERS
+        from resseq.models import build_model
         from resseq.pretrained import HUB, fetch_run
         from resseq.training.checkpoint import restore, verify
         from resseq.training.loop import choose_device
@@ -80,11 +82,15 @@ class Run:
         """The model's logits (N, C), in the order of the texts or images."""
         import torch
 
+        batches, rows = evaluation_batches(self.reader.encode(inputs), batch_size)
+        logits = [logits for logits, _ in self.logits_of(batches)]
+        return torch.cat(logits)[torch.tensor(rows).argsort()]
+
+    def logits_of(self, batches: Iterable[dict[str, "Tensor"]]) -> Iterator[tuple["Tensor", "Tensor"]]:
+        """The model's logits (B, C) of each batch, with its labels; in bfloat16 where the run was trained so."""
         from resseq.training.metrics import logits_of
 
-        batches, rows = evaluation_batches(self.reader.encode(inputs), batch_size)
-        logits = [logits for logits, _ in logits_of(self.model, batches, self.device)]
-        return torch.cat(logits)[torch.tensor(rows).argsort()]
+        return logits_of(self.model, batches, self.device, self.options.bf16)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def checkpoint_reader(options: TrainOptions, tokenizer: "Tokenizer", pretrained:
     """Two text columns are a pair, which a checkpoint takes apart."""
     from resseq.data import PairReader, TextReader
 
-    pairs = isinstance(options.text_column, tuple | list) and len(options.text_column) == 2
+    pairs = isinstance(options.text_column, tuple) and len(options.text_column) == 2
     return (PairReader if pairs else TextReader)(tokenizer, options.max_length, pretrained)
 
 

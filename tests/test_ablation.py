@@ -23,7 +23,8 @@ from resseq.ablation.plan import plan
 from resseq.cli import main
 from resseq.data import Tokens, data_options, prepare
 from resseq.diagnostics.memory import saved_storages
-from resseq.options import TrainOptions, build_model
+from resseq.models import build_model
+from resseq.options import TrainOptions
 from resseq.residual import Stack
 
 SMALL = {
@@ -129,6 +130,22 @@ def test_the_product_of_all_lists_is_the_grid(tmp_path):
     assert options.axes == ["warmup_steps"]
     assert cells[0].folder == tmp_path / "cells" / cells[0].name
     assert len(cells_of(as_options(depths=(2, 2)))) == 3, "a cell named twice is one"
+
+
+def test_columns_may_be_a_list(tmp_path):
+    given = {"schemes": "pre", "depths": 2, "data": "things.csv"}
+    options = as_options(text_column=["title", "body"], **given)
+    assert options.command.endswith("--data things.csv --text-column title body")
+    (cell,), (other,) = cells_of(options), cells_of(as_options(text_column=("title", "body"), **given))
+    assert cell.name == other.name
+    assert {data_options(cell.options): "they are a key"}[data_options(other.options)]
+
+
+def test_an_option_that_there_is_not_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"those of resseq ablate; got scheme='pre'\. Use schemes=\.$"):
+        resseq.ablate(scheme="pre")
+    with pytest.raises(ValueError, match=r"got learning_rate=0.1\. Use learning_rates=\.$"):
+        resseq.ablate(learning_rate=0.1)
 
 
 def test_a_cell_is_what_its_numbers_follow_from(tmp_path):
@@ -548,6 +565,9 @@ def test_a_dry_run_trains_nothing(data, tmp_path, capsys):
     assert "schemes: post pre\ndepths: 1 2\nseeds: 0\n" in printed
     assert "4 cells, 4 of them not done yet; with 2 at a time about 0.1 minutes" in printed
     assert printed.count(" parameters ") == 4
+    from_python = resseq.ablate(**small(data, tmp_path / "out"), workers=2, dry_run=True)
+    assert from_python.splitlines()[0] == "schemes: post pre"
+    assert from_python.splitlines()[-1] in printed
     assert not (tmp_path / "out").exists()
 
 

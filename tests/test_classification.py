@@ -158,6 +158,27 @@ def test_predict_reads_whatever_training_reads(run, monkeypatch):
         list(resseq.predict(folder, ["a"] * 4 + [None]))
 
 
+def test_predict_raises_when_it_is_called(run, tmp_path):
+    with pytest.raises(ValueError, match="must hold a finished run; got .*nowhere: there is none"):
+        resseq.predict(tmp_path / "nowhere", ["a text"])
+    with pytest.raises(ValueError, match=r"got a gripping film\. .* from Python .*\['a gripping film'\]"):
+        resseq.predict(run[0], "a gripping film")
+
+
+def test_all_verbs_use_the_precision_of_training(data, tmp_path):
+    folder = tmp_path / "run"
+    result = resseq.train(data=data, output_dir=folder, depth=2, bf16=True, **SMALL | {"num_train_epochs": 1})
+    loaded = Run.load(folder, "cpu")
+    logits = loaded.logits(["this, a saw it is", "this and this, a plum it is"], 2)
+    assert torch.equal(logits, logits.bfloat16().float())
+    assert resseq.evaluate(folder)["loss"] == pytest.approx(result["test"]["loss"], abs=1e-9)
+    seen = set()
+    with torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu"))):
+        report = resseq.inspect(folder, device="cpu", texts=8, output_dir=tmp_path / "inspect")
+    assert True in seen, "its lesions too"
+    assert report.series("lesion_drop")
+
+
 def shell(*arguments, **options):
     return subprocess.run([sys.executable, "-m", "resseq", *arguments], capture_output=True, text=True, **options)
 
@@ -265,11 +286,25 @@ def test_numbers_out_of_arrays_are_options(data, tmp_path):
         "bf16": bool,
         "scheme": str,
     }
-    with pytest.raises(ValueError, match=r"--seed is a value of type int; got array\(\[1, 2\]\)\. Give one"):
+    with pytest.raises(ValueError, match=r"must be an integer; got array\(\[1, 2\]\) \(type ndarray\)\. Write seed=6"):
         TrainOptions(seed=np.array([1, 2]))
     given = {"schemes": "pre", "dim": np.int64(16), "heads": 2, "vocab_size": 100, "max_steps": 2, "workers": 1}
     found = resseq.ablate(data=data, depths=np.int64(1), seeds=np.arange(2), output_dir=str(tmp_path), **given)
     assert sorted(found.frame["seed"]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fix"),
+    [
+        ("depht", "Use depth="),
+        ("schemes", "Use scheme="),
+        ("batch_size", "Use per_device_train_batch_size= or per_device_eval_batch_size="),
+        ("zzz", "Type resseq train --help to see them all"),
+    ],
+)
+def test_an_option_that_there_is_not_is_answered_with_the_nearest(wrong, fix):
+    with pytest.raises(ValueError, match=rf"train: the options are those of resseq train; got {wrong}=2\. {fix}\.$"):
+        resseq.train(**{wrong: 2})
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_was_not(data, tmp_path, monkeypatch):

@@ -20,7 +20,6 @@ from resseq.data import (
     load_text,
     load_tokenizer,
     prepare,
-    save_tokenizer,
     train_tokenizer,
 )
 
@@ -697,7 +696,7 @@ def test_breaks_case_and_composition_are_normalised(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_tokenizer_is_the_same(kind, tmp_path):
     tokenizer = train(kind)
-    save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
     assert loaded.to_str() == tokenizer.to_str()
     text = "[CLS] The cat<br />& the 日本 rat"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import resseq
 from resseq.data import TextOptions, load_text
-from resseq.options import TrainOptions, check_model
+from resseq.models import check_model
+from resseq.options import TrainOptions
 from resseq.run import Run
 from resseq.training.checkpoint import load_weights, verify, write_manifest
 

@@ -15,8 +15,9 @@ from resseq.cli import main
 from resseq.data import ImageOptions, Images, load_images, prepare
 from resseq.data.baseline import pixel_baseline
 from resseq.data.image import decode, read_picture
+from resseq.models import check_model
 from resseq.models.image_classifier import ImageClassifier, shift_and_mirror
-from resseq.options import TrainOptions, check_model
+from resseq.options import TrainOptions
 from resseq.run import Run
 from resseq.training.loop import Trainer
 
@@ -110,6 +111,12 @@ def test_predict_takes_paths_and_images(run, data, tmp_path, capsys):
     assert main(["predict", str(folder), str(tmp_path / "none.txt")]) == 1
     with pytest.raises(ValueError, match=r"data: an image must be a file that can be read; got none.png: No such file"):
         list(resseq.predict(str(folder), ["none.png"]))
+
+
+def test_only_text_classifiers_are_exported(run):
+    message = "only text classifiers can be exported; got a run on images in .*run. Give the folder of a run on texts"
+    with pytest.raises(ValueError, match=message):
+        resseq.export(run[0])
 
 
 def test_a_run_that_was_stopped_goes_on_exactly(run, data, tmp_path, monkeypatch):
@@ -217,7 +224,10 @@ def test_a_column_that_holds_no_image_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "transformer"}, "--task image needs a model of its own; got --model transformer. Use --model cifar"),
+        (
+            {"model": "transformer"},
+            "--model transformer reads texts; got --task image. Use --model cifar-resnet, or --task text",
+        ),
         ({"tokenizer": "byte"}, r"train: --task image has no --tokenizer; got 'byte'\. Leave it out\."),
         (
             {"task": "text", "model": "convnet", "image_size": 8},

@@ -21,9 +21,9 @@ from resseq.options import (
     UNBOUND,
     ModelOptions,
     TrainOptions,
-    check_model,
-    spell_out,
-    strange_to,
+    flag_of,
+    from_python,
+    settle,
 )
 
 PLURAL = {"scheme": "schemes", "depth": "depths", "seed": "seeds", "learning_rate": "learning_rates", "init": "inits"}
@@ -60,7 +60,7 @@ SINGLE |= {"text_column", "image_column", "label_column"}
 
 
 class Usual(tuple[Any, ...]):
-    """Values that nobody gave: what is usual for a task or a model may take their place."""
+    """Default values, which a task or a model may replace."""
 
 
 def _descriptions(cls: type) -> dict[str, str]:
@@ -117,13 +117,13 @@ class AblateOptions(Grid):
     workers: int | None = None
     """Cells at a time; what the cores carry unless given, 1 on a GPU."""
     threads: int = 1
-    """Of each cell; part of what a cell is, as sums come out differently on more."""
+    """CPU threads for each cell. Another number trains the cells again: sums round differently."""
     engine: Literal["local", "ray"] = "local"
     """Processes of this machine, or tasks of a Ray cluster that shares the output folder."""
     gpus_per_cell: float = 0.0
     """Share of a GPU that Ray reserves for a cell."""
     ray_address: str | None = None
-    """Of a running Ray cluster; one is started on this machine unless given."""
+    """Address of a running Ray cluster; one is started on this machine unless given."""
 
     def __post_init__(self) -> None:
         """Raise for a flag without a value, and for a count that is too small; put in what is usual for images."""
@@ -133,9 +133,8 @@ class AblateOptions(Grid):
         for name in AXES:
             plural = PLURAL.get(name, name)
             if not getattr(self, plural):
-                flag = plural.replace("_", "-")
                 raise ValueError(
-                    f"ablate: every flag needs a value; got --{flag} with none. Give one, or leave it out."
+                    f"ablate: every flag needs a value; got {flag_of(plural)} with none. Give one, or leave it out."
                 )
         if strangers := [name for name in self.model if name not in (*TEXT_MODELS, *IMAGE_MODELS)]:
             raise ValueError(
@@ -176,23 +175,25 @@ class AblateOptions(Grid):
         """What to type to have the same again."""
         words = ["resseq", "ablate"]
         for each in fields(self):
-            value, flag = getattr(self, each.name), each.name.replace("_", "-")
+            value, flag = getattr(self, each.name), flag_of(each.name)
             if isinstance(value, Usual) or (not isinstance(value, tuple) and value == each.default):
                 continue
             if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
+                words.append(flag if value else flag_of(f"no_{each.name}"))
             else:
-                words += [f"--{flag}", *(str(one) for one in (value if isinstance(value, tuple) else [value]))]
+                words += [flag, *(str(one) for one in (value if isinstance(value, tuple) else [value]))]
         return shlex.join(words)
 
 
 def as_options(**given: Any) -> AblateOptions:
     """Options from Python: a single value stands for a list of one, and any iterable for a tuple."""
     several = {PLURAL.get(name, name) for name in AXES}
-    for name in several & given.keys():
-        value = given[name]
-        given[name] = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-    return AblateOptions(**given)
+    for name, value in given.items():
+        if name not in several:
+            given[name] = settle(value)
+        else:
+            given[name] = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    return from_python(AblateOptions, given)
 
 
 def cells_of(options: AblateOptions) -> list[Cell]:
@@ -200,6 +201,8 @@ def cells_of(options: AblateOptions) -> list[Cell]:
 
     Raises: ValueError for a combination that cannot be trained; no data has been read by then.
     """
+    from resseq.models import check_model, spell_out
+
     cells: dict[str, Cell] = {}
     shapes = set()
     shared = {each.name: getattr(options, each.name) for each in fields(TrainOptions) if hasattr(options, each.name)}
@@ -207,7 +210,7 @@ def cells_of(options: AblateOptions) -> list[Cell]:
         given = shared | dict(zip(AXES, values, strict=True))
         one = TrainOptions(**given | {"output_dir": None, "resume": "auto"})
         one = spell_out(replace(one, **dict.fromkeys(_unfit(options, one.model))))
-        shape = tuple(getattr(one, each.name) for each in fields(ModelOptions)) + (one.vocab_size, one.max_length)
+        shape = (one.model, *one.arguments.values(), one.vocab_size, one.max_length)
         if shape not in shapes:
             shapes.add(shape)
             check_model(one)
@@ -219,7 +222,10 @@ def cells_of(options: AblateOptions) -> list[Cell]:
 
 def _unfit(options: AblateOptions, model: str) -> list[str]:
     """The usual values that are the transformer's own: they are nothing to this model, or mean something else there."""
-    strange = strange_to(model) | ({"kernel_size"} if model != "transformer" else set())
+    from resseq.models import arguments_of
+
+    strange = ModelOptions().arguments.keys() - arguments_of(model).keys()
+    strange |= {"kernel_size"} if model != "transformer" else set()
     return [
         name for name in DEFAULTS if name in strange and isinstance(getattr(options, PLURAL.get(name, name)), Usual)
     ]

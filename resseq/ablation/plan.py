@@ -76,7 +76,7 @@ def _measure(cell: Cell, corpus: "Corpus") -> tuple[int, float]:
     import torch.nn.functional as F
 
     from resseq.ablation.start import first_batches
-    from resseq.options import build_model
+    from resseq.models import build_model
     from resseq.training.loop import choose_device, make_optimizer
 
     options, threads = cell.options, torch.get_num_threads()

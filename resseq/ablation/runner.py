@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tqdm import tqdm
 
@@ -62,16 +62,23 @@ class Ablation:
         return report.summary(self.findings)
 
 
-def ablate(**options: Any) -> Ablation:
+@overload
+def ablate(*, dry_run: Literal[False] = False, **options: Any) -> Ablation: ...
+@overload
+def ablate(*, dry_run: Literal[True], **options: Any) -> str: ...
+def ablate(*, dry_run: bool = False, **options: Any) -> Ablation | str:
     """Train every combination of the values given and compare them; the options are those of ``resseq ablate``.
 
     ``ablate(schemes=("post", "pre"), depths=(2, 6), seeds=range(3), data="reviews.csv")``. The same call again goes on
     where it was stopped; with more values, it trains the new cells alone. A single value stands for a tuple of one.
 
-    Returns: an Ablation: frame (a pandas DataFrame, one row a cell), table, summary, folder.
+    Returns: an Ablation: frame (a pandas DataFrame, one row a cell), table, summary, folder. Of a dry run, which trains
+        nothing, a text: the grid, the parameters of each shape and an estimate of the time.
     Raises: ValueError for options that cannot be trained, and for bad data. What goes wrong in a cell is in its row.
     """
-    return ablate_with(as_options(**options))
+    from resseq.ablation.plan import plan
+
+    return plan(as_options(**options)) if dry_run else ablate_with(as_options(**options))
 
 
 def ablate_with(options: AblateOptions, tell: Tell = lambda line: None) -> Ablation:

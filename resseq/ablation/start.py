@@ -10,7 +10,8 @@ from torch.utils import _pytree as pytree
 
 from resseq.data import LengthBatches
 from resseq.diagnostics.memory import saved_storages
-from resseq.options import TrainOptions, build_model
+from resseq.models import build_model
+from resseq.options import TrainOptions
 from resseq.residual import Residual, Stack
 from resseq.training.loop import choose_device
 

@@ -14,13 +14,7 @@ if TYPE_CHECKING:
     from resseq.data.readers import ImageReader, PairReader, TextReader
     from resseq.data.rows import Data, DataOptions, Split
     from resseq.data.text import TextOptions, load_text
-    from resseq.data.tokenizer import (
-        load_pretrained_tokenizer,
-        load_tokenizer,
-        save_tokenizer,
-        separator_of,
-        train_tokenizer,
-    )
+    from resseq.data.tokenizer import load_pretrained_tokenizer, load_tokenizer, separator_of, train_tokenizer
 
 __all__ = [
     "Corpus",
@@ -43,7 +37,6 @@ __all__ = [
     "load_pretrained_tokenizer",
     "load_tokenizer",
     "prepare",
-    "save_tokenizer",
     "stack",
     "separator_of",
     "train_tokenizer",
@@ -64,7 +57,6 @@ _MODULES = {
     "load_tokenizer": "tokenizer",
     "load_pretrained_tokenizer": "tokenizer",
     "separator_of": "tokenizer",
-    "save_tokenizer": "tokenizer",
     "Tokens": "batching",
     "encode": "batching",
     "LengthBatches": "batching",

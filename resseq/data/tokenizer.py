@@ -75,13 +75,8 @@ def train_tokenizer(texts: Iterable[str], options: TextOptions) -> "Tokenizer":
     return _read_special_as_text(tokenizer)
 
 
-def save_tokenizer(tokenizer: "Tokenizer", path: str | Path) -> None:
-    """Write the tokenizer to one file, by custom tokenizer.json."""
-    tokenizer.save(str(path))
-
-
 def load_tokenizer(path: str | Path) -> "Tokenizer":
-    """Read a tokenizer that `save_tokenizer` wrote.
+    """Read a tokenizer.json, of a run folder or of a checkpoint.
 
     Raises: ValueError if the file is missing or no tokenizer.
     """

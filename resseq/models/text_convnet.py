@@ -1,7 +1,7 @@
 """A residual network of one-dimensional convolutions for text."""
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import mul
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from resseq.schemes import Scheme, find_scheme
 from resseq.schemes.norms import Plain
 
 # how the length is halved (None: by a strided convolution), and how the text becomes one vector
-POOLINGS = {
+HALVING_AND_POOLING = {
     "max": (halve_by_max, pool_max),
     "kmax": (halve_by_kmax, pool_kmax),
     "conv": (None, pool_max),
@@ -63,9 +63,11 @@ def _plan(dim: int, depth: int, stages: int | Sequence[int]) -> list[Step]:
 
 def _shortcut(kind: str, step: Step, halving: Halving | None, mask_stride: int, init: Init) -> nn.Module | None:
     """What stands on the shortcut beside a block: nothing, unless the shape changes there."""
-    if kind not in ("pad", "projection"):
-        raise ValueError(f"TextConvNet: shortcut is 'pad' or 'projection'; got shortcut={kind!r}. Use 'projection'.")
-    if not step.reshapes:
+    if kind not in ("none", "pad", "projection"):
+        raise ValueError(
+            f"TextConvNet: shortcut is 'none', 'pad' or 'projection'; got shortcut={kind!r}. Use 'projection'."
+        )
+    if kind == "none" or not step.reshapes:
         return None
     stride = 1 if halving else step.stride
     if kind == "pad":
@@ -75,25 +77,36 @@ def _shortcut(kind: str, step: Step, halving: Halving | None, mask_stride: int, 
     return HalvedShortcut(halving, widen, mask_stride) if halving else widen
 
 
+def _head(dims: Sequence[int], init: Init) -> nn.Module:
+    """Linear maps from width to width, with ReLUs between."""
+    first, *others = (Linear(dim, dim_out, init=init) for dim, dim_out in pairwise(dims))
+    return nn.Sequential(first, *(part for each in others for part in (nn.ReLU(), each))) if others else first
+
+
 class TextConvNet(nn.Module):
-    """A text classifier: embeddings, one convolution, stages of residual blocks, pooling, one linear map.
+    """A text classifier: embeddings, one convolution, stages of residual blocks, pooling, a head of linear maps.
 
     Each stage after the first starts with a block that halves the length and doubles the width; there the shortcut
     pads or projects. Padding stands at the end of a text. In evaluation it changes no logit. In training batch
     normalisation takes its mean and variance over every position of the batch, padding too, so a text's logits
     depend on the batch it came in; sorting batches by length keeps that share small.
 
-    Source: Conneau et al. 2016, arXiv:1606.01781, with another head; ``vdcnn`` is the paper's whole net.
+    Source: Conneau et al. 2016, arXiv:1606.01781; ``vdcnn`` is the paper's own net.
     Shapes: ids (B, L) int64, mask (B, L) True = real token (all real unless given) -> logits (B, C).
     Args:
         depth: convolutions: one, then depth // 2 blocks of two, shared out among the stages, early stages first.
-        dim: width of the first stage and of the embeddings.
+        dim: width of the first stage.
         stages: number of widths; fewer where there are fewer blocks. Or the number of blocks of each width.
-        shortcut: "projection", a 1×1 convolution, or "pad", new channels zero, where the shape changes.
+        shortcut: "projection", a 1×1 convolution, or "pad", new channels zero, where the shape changes; "none" for the
+            scheme "plain", which has none anywhere.
         dropout: probability for embeddings, for the blocks' inside and the pooled vector alike.
         pooling: how positions become fewer, between stages and at the end: "max" of three, then of all; "kmax", the
             greater half of each channel, then the greatest eight, in their order; "conv", a strided convolution, then
             the maximum; "mean", a strided convolution, then the mean.
+        final_pooling: the pooling at the end, where it is not that of ``pooling``.
+        embedding_dim: width of the embeddings; dim unless given.
+        stem_norm: whether batch normalisation and ReLU follow the first convolution.
+        hidden: widths of the head's hidden layers, each followed by ReLU.
 
     >>> model = TextConvNet(100, num_classes=3, depth=9, dim=8)
     >>> model(torch.randint(100, (4, 16))).shape
@@ -110,16 +123,26 @@ class TextConvNet(nn.Module):
         stages: int | Sequence[int] = 1,
         kernel_size: int = 3,
         scheme: str | Scheme = "residual",
-        shortcut: Literal["pad", "projection"] = "projection",
+        shortcut: Literal["none", "pad", "projection"] = "projection",
         dropout: float = 0.3,
         token_dropout: float = 0.0,
         drop_path: float = 0.0,
         pooling: Literal["max", "kmax", "conv", "mean"] = "max",
+        final_pooling: Literal["max", "kmax", "mean"] | None = None,
+        embedding_dim: int | None = None,
+        stem_norm: bool = True,
+        hidden: Sequence[int] = (),
         init: Init = "xavier",
     ):
         super().__init__()
-        normed = find_scheme(scheme).normed
-        halving, self.pool = find_pooling(pooling, POOLINGS)
+        recipe = find_scheme(scheme)
+        if shortcut == "none" and not isinstance(recipe, Plain):
+            raise ValueError(
+                f"TextConvNet: every scheme but 'plain' needs a shortcut; got scheme={scheme!r} and shortcut='none'. "
+                f"Use shortcut='projection'."
+            )
+        halving, _ = find_pooling(pooling, HALVING_AND_POOLING)
+        _, self.pool = find_pooling(final_pooling or pooling, HALVING_AND_POOLING)
         steps = _plan(dim, depth, stages)
         *mask_strides, self.mask_stride = accumulate((step.stride for step in steps), mul, initial=1)
         blocks, shortcuts = [], []
@@ -132,28 +155,29 @@ class TextConvNet(nn.Module):
                     stride=step.stride,
                     mask_stride=mask_stride,
                     halving=halving,
-                    ends_in_norm=not normed,
+                    ends_in_norm=not recipe.normed,
                     dropout=dropout,
                     init=init,
                 )
             )
             shortcuts.append(_shortcut(shortcut, step, halving, mask_stride, init))
-        self.embedding = Embedding(vocab_size, dim, init=init)
+        self.embedding = Embedding(vocab_size, embedding_dim or dim, init=init)
         self.token_dropout = nn.Dropout1d(token_dropout)
-        self.stem = Conv1d(dim, dim, kernel_size, bias=False, init=init)
-        self.stem_norm = _norm_and_relu(dim)
+        self.stem = Conv1d(embedding_dim or dim, dim, kernel_size, bias=False, init=init)
+        self.stem_norm = _norm_and_relu(dim) if stem_norm else nn.Identity()
         self.stack = Stack(
             blocks,
             dim=[dim, *(step.dim_out for step in steps)],
-            scheme=scheme,
-            norm=_norm_and_relu if normed else None,
+            scheme=recipe,
+            norm=_norm_and_relu if recipe.normed else None,
             activation=nn.ReLU,
             drop_path=drop_path,
             shortcuts=shortcuts,
             channel_dim=1,
         )
         self.dropout = Dropout(dropout)
-        self.head = Linear(steps[-1].dim_out * (K if pooling == "kmax" else 1), num_classes, init=init)
+        pooled = steps[-1].dim_out * (K if self.pool is pool_kmax else 1)
+        self.head = _head([pooled, *hidden, num_classes], init)
 
     @classmethod
     def vdcnn(
@@ -186,38 +210,22 @@ class TextConvNet(nn.Module):
                     f"TextConvNet.vdcnn: {name} is one of {', '.join(map(str, choices))}; got {name}={given[name]}. "
                     f"Use {name}={next(iter(choices))}."
                 )
-        if scheme is None:
-            scheme = "plain" if shortcut == "none" else "residual"
-        plain = isinstance(find_scheme(scheme), Plain)
-        if shortcut == "none" and not plain:
-            raise ValueError(
-                f"TextConvNet.vdcnn: every scheme but 'plain' needs a shortcut; got scheme={scheme!r} and "
-                f"shortcut='none'. Use shortcut='projection'."
-            )
-        model = cls(
+        return cls(
             vocab_size,
             num_classes,
             depth,
             dim=64,
             stages=VDCNN["depth"][depth],
-            scheme=scheme,
-            shortcut="pad" if plain or shortcut == "pad" else "projection",
+            scheme=scheme or ("plain" if shortcut == "none" else "residual"),
+            shortcut=shortcut,
             dropout=0.0,
             pooling=pooling,
+            final_pooling="kmax",
+            embedding_dim=16,
+            stem_norm=False,
+            hidden=(2048, 2048),
             init=init,
         )
-        model.embedding = Embedding(vocab_size, 16, init=init)
-        model.stem = Conv1d(16, 64, 3, bias=False, init=init)
-        model.stem_norm = nn.Identity()
-        model.pool = pool_kmax
-        model.head = nn.Sequential(
-            Linear(512 * K, 2048, init=init),
-            nn.ReLU(),
-            Linear(2048, 2048, init=init),
-            nn.ReLU(),
-            Linear(2048, num_classes, init=init),
-        )
-        return model
 
     def reset_parameters(self) -> None:
         """Start again, as if newly built."""

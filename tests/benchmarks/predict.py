@@ -22,7 +22,8 @@ from time import perf_counter
 import torch
 
 from resseq.data import load_text, prepare
-from resseq.options import TrainOptions, build_model
+from resseq.models import build_model
+from resseq.options import TrainOptions
 from resseq.run import Run
 
 DIM, DEPTH, HEADS, LENGTH, BATCH = 128, 6, 4, 256, 32
