@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from resseq.options import ModelOptions
+from resseq.options import ModelOptions, flag_of, from_python
 from resseq.pretrained import HUB
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class InspectOptions(ModelOptions):
             raise ValueError(f"inspect: --texts must be 1 or more; got {self.texts}. Use 512.")
         unused = OF_DATA if self.run is None else {field.name for field in fields(ModelOptions)}
         for field in fields(self):
-            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            value, flag = getattr(self, field.name), flag_of(field.name)
             if field.name not in unused or value == field.default:
                 continue
             if self.run is None:
@@ -88,7 +88,7 @@ def inspect(run: str | os.PathLike[str] | None = None, **options: Any) -> "Repor
 
     Raises: ValueError for bad options, a folder without a finished run, and bad data.
     """
-    return inspect_with(InspectOptions(run=None if run is None else os.fspath(run), **options))
+    return inspect_with(from_python(InspectOptions, {"run": None if run is None else os.fspath(run), **options}))
 
 
 def inspect_with(options: InspectOptions) -> "Report":
