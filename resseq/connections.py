@@ -1,10 +1,11 @@
 """How one sublayer joins the stream: what it reads from it, and how its output is written back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from resseq.merges import add, drop_path
 
@@ -65,10 +66,21 @@ def _require_probability(name: str, value: float) -> None:
 
 
 def in_place(module: Any) -> bool:
-    """Whether a module's first step says that it overwrites its input."""
-    while isinstance(module, nn.Sequential) and len(module):
-        module = module[0]
-    return getattr(module, "inplace", False) is True
+    """Whether a module's first step that does anything, in eval mode too, says that it overwrites its input."""
+    for step in _steps(module):
+        if getattr(step, "inplace", False) is True:
+            return True
+        if not isinstance(step, (nn.Identity, _DropoutNd)):
+            break
+    return False
+
+
+def _steps(module: Any) -> Iterator[Any]:
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            yield from _steps(part)
+    else:
+        yield module
 
 
 class Connection(nn.Module):

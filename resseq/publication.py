@@ -28,7 +28,7 @@ def export(
     run: RunFolder,
     output: Annotated[str | os.PathLike[str] | None, arg(constructor=str, metavar="FILE")] = None,
     *,
-    format: Literal["torch", "onnx"] = "torch",
+    format: Literal["torch", "onnx"] | None = None,
 ) -> dict[str, Any]:
     """Write a trained classifier to one file, run the file on held-out texts, and compare.
 
@@ -38,7 +38,7 @@ def export(
     Args:
         run: The run folder, or hf://OWNER/NAME.
         output: The file; RUN/model.pt2 or RUN/model.onnx unless given.
-        format: torch (torch.export.load reads it) or onnx (needs the extra [onnx]).
+        format: torch (torch.export.load reads it) or onnx (needs the extra [onnx]); as the file's name ends, or torch.
     Returns: output, format, bytes, texts (how many were compared), largest_difference (of a logit).
     Raises: ValueError for a folder without a finished run; ImportError without the extra.
     """
@@ -50,10 +50,15 @@ def export(
             f"export: only text classifiers can be exported; got a run on {loaded.reader.inputs} in {run}. "
             f"Give the folder of a run on texts."
         )
+    named = "onnx" if str(output).endswith(".onnx") else "torch"
+    if output is not None and format == "torch" != named:
+        raise ValueError(f"export: --format torch writes .pt2; got --output {output}. Use --format onnx, or model.pt2.")
+    format = format or named
     file = Path(output or Path(str(run).removeprefix(HUB)) / {"torch": "model.pt2", "onnx": "model.onnx"}[format])
     if format == "onnx":
         _require_onnx()
     file.parent.mkdir(parents=True, exist_ok=True)
+    file.open("ab").close()  # whether it can be written is known before the work
     batches = _batches(loaded)
     _write(loaded, file, format, batches[-1])
     run_file = _open(file, format)
@@ -122,10 +127,12 @@ def _require_onnx() -> None:
 def _write(run: Run, file: Path, format: str, batch: "Batch") -> None:
     """Trace the model on one batch, with both sizes free."""
     import torch
+    import torch.nn.functional as F
     from torch.export import Dim
 
-    # two rows at least: what is 1 while tracing stays 1 for ever
-    example = tuple(value.repeat(2, 1) for value in (batch["ids"], batch["mask"]))
+    # two rows and two tokens at least: what is 1 while tracing stays 1 for ever
+    missing = max(0, 2 - batch["ids"].shape[1])
+    example = tuple(F.pad(value, (0, missing)).repeat(2, 1) for value in (batch["ids"], batch["mask"]))
     free: Any = {0: Dim.DYNAMIC, 1: Dim("length", min=2, max=run.options.max_length)}
     program = torch.export.export(
         run.model, example, dynamic_shapes=(free, free), prefer_deferred_runtime_asserts_over_guards=True

@@ -84,9 +84,23 @@ class Residual(nn.Module):
         y = sublayer(x, *args, **kwargs)
         if counted and x._version != version:
             raise _overwritten(sublayer)
-        if type(y) is tuple:
-            return connection.write(stream, y[0], carry), *y[1:]
-        return connection.write(stream, y, carry)
+        several = type(y) is tuple
+        branch = y[0] if several else y
+        if not isinstance(branch, Tensor):
+            raise _no_tensor(sublayer, branch)
+        out = connection.write(stream, branch, carry)
+        return (out, *y[1:]) if several else out
+
+    def reset_parameters(self) -> None:
+        """Start again, as if newly built: the sublayer and the slots."""
+        reset_children(self)
+
+
+def _no_tensor(sublayer: Any, y: Any) -> ValueError:
+    return ValueError(
+        f"Residual: the sublayer gives a tensor, or a tuple that begins with one; got {type(y).__name__} from "
+        f"{getattr(sublayer, '__name__', type(sublayer).__name__)}. Return the tensor that joins the stream."
+    )
 
 
 def _overwritten(sublayer: Any) -> ValueError:

@@ -144,7 +144,10 @@ def held_out(run: Run, data: str | None, split: str, **columns: Any) -> tuple[st
     undivided = split not in found.splits or len(found.splits) == 1
     if not own and undivided and (kept := _as_in_training(run, options)):
         own, found = True, kept
-    if own and (changed := changed_parts(run.fingerprint, found.fingerprint)):
+    as_trained = found
+    if own and given:  # other columns of the same rows
+        as_trained = run.reader.load_data(replace(known, data=options.data), classes=run.classes)
+    if own and (changed := changed_parts(run.fingerprint, as_trained.fingerprint)):
         raise ValueError(
             f"Run: its own data must be as it was in training; got another {', '.join(changed)} in "
             f"{options.data}. Restore it."

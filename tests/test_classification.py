@@ -82,6 +82,21 @@ def test_evaluate_measures_the_rows_held_out_from_training(run, data, tmp_path):
     assert (measured["rows"], measured["split"], measured["accuracy"]) == (2, "all", 0.5)
 
 
+def test_other_columns_of_a_run_s_own_data_are_measured_on_the_same_rows(data, tmp_path):
+    lines = Path(data).read_text().splitlines()
+    wide = [f"title,{lines[0]}", *(f"short {i},{line}" for i, line in enumerate(lines[1:]))]
+    (tmp_path / "wide.csv").write_text("\n".join(wide) + "\n")
+    options = SMALL | {"num_train_epochs": 1, "text_column": "review"}
+    result = resseq.train(data=tmp_path / "wide.csv", output_dir=tmp_path / "run", **options)
+    measured = resseq.evaluate(tmp_path / "run", text_column="title")
+    assert (measured["split"], measured["rows"]) == ("test", 24)
+    assert measured["loss"] != result["test"]["loss"]
+    assert resseq.evaluate(tmp_path / "run", text_column="review")["loss"] == pytest.approx(result["test"]["loss"])
+    (tmp_path / "wide.csv").write_text("\n".join(wide[:-1]) + "\n")
+    with pytest.raises(ValueError, match="its own data must be as it was in training"):
+        resseq.evaluate(tmp_path / "run", text_column="title")
+
+
 def test_a_run_s_own_data_may_be_elsewhere(data, tmp_path, monkeypatch, capsys):
     home, away = tmp_path / "home", tmp_path / "away"
     home.mkdir()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from resseq import TransformerEncoder
-from resseq.layers.attention import SelfAttention
+from resseq.layers.attention import CrossAttention, SelfAttention
 from resseq.layers.convolution import ConvBlock, PadShortcut, hide_padding
 from resseq.layers.feedforward import FeedForward
 from resseq.layers.linear import Conv1d, Embedding, Linear
@@ -95,6 +95,25 @@ def test_weights_hand_out_views_by_role():
         attention.weights()[2][1].fill_(7.0)
     assert attention.qkv.weight[2 * D :].unique().tolist() == [7.0]
     assert (attention.qkv.weight[: 2 * D] != 7.0).all()
+
+
+@pytest.mark.parametrize("kind", [SelfAttention, CrossAttention])
+def test_every_projection_is_called_so_that_an_adapter_in_its_place_takes_part(kind):
+    class LowRank(nn.Module):  # without the attributes of the linear map that it holds
+        def __init__(self, base):
+            super().__init__()
+            self.base, self.up = base, nn.Parameter(torch.ones(base.out_features))
+
+        def forward(self, x):
+            return self.base(x) + self.up * x.sum(-1, keepdim=True)
+
+    torch.manual_seed(0)
+    attention, inputs = kind(D, H), [torch.randn(2, 5, D) for _ in range(1 + (kind is CrossAttention))]
+    for name in (*attention.projections, "out"):
+        before, base = attention(*inputs), attention.get_submodule(name)
+        attention.add_module(name, LowRank(base))
+        assert (attention(*inputs) - before).abs().max() > 1e-3, name
+        attention.add_module(name, base)
 
 
 @pytest.mark.parametrize("module", [lambda i: Linear(256, 256, parts=3, init=i), lambda i: Conv1d(64, 128, 3, init=i)])

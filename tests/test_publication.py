@@ -41,10 +41,25 @@ def test_the_file_says_what_the_run_says_for_any_batch_and_length(run, tmp_path,
         torch.testing.assert_close(program(ids, mask), model(ids, mask))
 
 
+def test_the_file_s_name_says_its_format(run, tmp_path, capsys):
+    assert main(["export", str(run), "--output", str(tmp_path / "model.onnx"), "--format", "torch"]) == 1
+    assert "Use --format onnx, or model.pt2." in capsys.readouterr().err
+    assert main(["export", str(run), "--output", str(tmp_path)]) == 1
+    assert "Is a directory" in capsys.readouterr().err
+
+
+def test_texts_of_one_token_are_enough_to_trace_with(tmp_path):
+    rows = "".join(f"{letter},{'vowel' if letter in 'aeiou' else 'consonant'}\n" for letter in "abcdefghijklmnoprstu")
+    (tmp_path / "letters.csv").write_text("text,label\n" + rows)
+    resseq.train(data=tmp_path / "letters.csv", output_dir=tmp_path / "run", **SMALL | {"max_steps": 1})
+    assert resseq.export(tmp_path / "run")["largest_difference"] < 1e-5
+
+
 @ONNX
 @pytest.mark.slow
 def test_onnx_says_the_same(run, tmp_path):
-    said = resseq.export(str(run), str(tmp_path / "model.onnx"), format="onnx")
+    said = resseq.export(str(run), str(tmp_path / "model.onnx"))
+    assert said["format"] == "onnx"
     assert said["largest_difference"] < 1e-4
 
 

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -283,6 +284,9 @@ def test_an_in_place_sublayer_is_refused_where_it_would_overwrite_the_stream():
     with pytest.raises(ValueError, match="Use inplace=False"):
         Residual(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(D, D)))
     Residual(nn.Sequential(nn.Linear(D, D), nn.ReLU(inplace=True)))  # works on its own tensor
+    for idle in (nn.Dropout(0.1), nn.Identity()):  # in eval mode both hand on the stream itself
+        with pytest.raises(ValueError, match="Use inplace=False"):
+            Residual(nn.Sequential(nn.Sequential(idle), nn.ReLU(inplace=True)))
     with pytest.raises(ValueError, match="pre must leave the stream as it is"):
         Residual(nn.Linear(D, D), pre=nn.ReLU(inplace=True))
     with pytest.raises(ValueError, match="Use inplace=False"):
@@ -291,6 +295,28 @@ def test_an_in_place_sublayer_is_refused_where_it_would_overwrite_the_stream():
     before = x.clone()
     layer(x)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("given", [None, [torch.ones(D)], {"y": torch.ones(D)}, (None, 1)])
+def test_a_sublayer_that_gives_no_tensor_is_named(given):
+    def oracle(x):
+        return given
+
+    with pytest.raises(ValueError, match=r"a tuple that begins with one; got \w+ from oracle\. Return"):
+        Residual(oracle)(torch.ones(D))
+
+
+def test_a_tuple_of_one_stays_one():
+    (out,) = Residual(lambda x: (x,))(torch.ones(D))
+    assert torch.equal(out, 2 * torch.ones(D))
+
+
+def test_a_residual_starts_again():
+    residual = Residual(nn.Linear(D, D), pre=ln(), merge=Highway(D)).to("meta").to_empty(device="cpu")
+    for parameter in residual.parameters():
+        nn.init.constant_(parameter, math.nan)
+    residual.reset_parameters()
+    assert all(parameter.isfinite().all() for parameter in residual.parameters())
 
 
 def test_a_connection_of_your_own():

@@ -27,8 +27,10 @@ def pairs(ours, theirs, scheme):
         own, cross, feedforward = ours.residuals[3 * i : 3 * i + 3]
         modules = [(feedforward.sublayer.into, layer.linear1), (feedforward.sublayer.out, layer.linear2)]
         for residual, attention in ((own, layer.self_attn), (cross, layer.multihead_attn)):
-            fused = residual.sublayer.qkv
-            yield from ((fused.weight, attention.in_proj_weight), (fused.bias, attention.in_proj_bias))
+            fused = [residual.sublayer.get_submodule(name) for name in residual.sublayer.projections]
+            sizes = [len(each.bias) for each in fused]
+            yield from zip((each.weight for each in fused), attention.in_proj_weight.data.split(sizes), strict=True)
+            yield from zip((each.bias for each in fused), attention.in_proj_bias.data.split(sizes), strict=True)
             modules.append((residual.sublayer.out, attention.out_proj))
         norms = [getattr(residual.connection, scheme) for residual in (own, cross, feedforward)]
         modules += zip(norms, (layer.norm1, layer.norm2, layer.norm3), strict=True)
@@ -43,7 +45,9 @@ def test_decoder_equals_torch_with_every_tensor_random(scheme):
     torch.manual_seed(0)
     ours, theirs = TransformerDecoder(D, DEPTH, H, scheme=scheme), torch_decoder(scheme)
     tensors = list(pairs(ours, theirs, scheme))
-    assert len(tensors) == len(list(ours.parameters())) == len(list(theirs.parameters()))
+    numbers = [a.numel() for a, _ in tensors]
+    assert sum(numbers) == sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    assert len(numbers) == len(list(ours.parameters()))
     with torch.no_grad():
         for a, b in tensors:
             a.copy_(b.normal_(std=0.3))

@@ -1,7 +1,7 @@
 """Attention as a sublayer: of a sequence to itself, and to a memory."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,8 @@ class Attention(nn.Module):
     Raises: ValueError where heads does not divide dim.
     """
 
+    projections: dict[str, int]  # the linear maps to query, key and value, and how many of the three each holds
+
     def __init__(
         self,
         dim: int,
@@ -88,8 +90,9 @@ class Attention(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: dim must be divisible by heads; got dim={dim}, heads={heads}. Use {near}."
             )
-        self.heads, self.attention_dropout = heads, attention_dropout
-        self.qkv = Linear(dim, dim, parts=3, init=init)
+        self.dim, self.heads, self.attention_dropout = dim, heads, attention_dropout
+        for name, parts in self.projections.items():
+            self.add_module(name, Linear(dim, dim, parts=parts, init=init))
         self.head_scale = HeadScale(heads) if head_scale else None
         self.inner_norm = inner_norm(dim) if inner_norm else None
         self.out = Linear(dim, dim, init=init)
@@ -97,12 +100,13 @@ class Attention(nn.Module):
 
     def weights(self) -> list[tuple[str, Tensor]]:
         """The matrices by role, in order of application."""
-        query, key, value = self.qkv.weight.chunk(3)
-        return [("query", query), ("key", key), ("value", value), ("out", self.out.weight)]
+        fused = [(cast(Linear, self.get_submodule(name)).weight, parts) for name, parts in self.projections.items()]
+        matrices = [matrix for weight, parts in fused for matrix in weight.chunk(parts)]
+        return [*zip(("query", "key", "value", "out"), [*matrices, self.out.weight], strict=True)]
 
     def split(self, projected: Tensor) -> list[Tensor]:
         """Cut (B, L, parts · D) into its parts, each by heads (B, H, L, d)."""
-        parts = projected.split(self.out.in_features, -1)
+        parts = projected.split(self.dim, -1)
         return [rearrange(part, "B L (H d) -> B H L d", H=self.heads) for part in parts]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
@@ -179,6 +183,9 @@ class SelfAttention(Attention):
     torch.Size([2, 5, 8])
     """
 
+    projections = {"qkv": 3}
+    qkv: Linear
+
     def __init__(
         self,
         dim: int,
@@ -240,11 +247,14 @@ class CrossAttention(Attention):
     torch.Size([2, 5, 8])
     """
 
+    projections = {"query": 1, "key_value": 2}
+    query: Linear
+    key_value: Linear
+
     def forward(
         self, x: Tensor, memory: Tensor, memory_mask: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor | Cache:
-        dim, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
-        (q,) = self.split(F.linear(x, weight[:dim], bias[:dim]))
-        k, v = cache or self.split(F.linear(memory, weight[dim:], bias[dim:]))
+        (q,) = self.split(self.query(x))
+        k, v = cache or self.split(self.key_value(memory))
         y = self.attend(q, k, v, memory_mask)
         return y if cache is None else (y, k, v)
