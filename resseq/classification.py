@@ -246,7 +246,8 @@ def predict(
 
     Args:
         run: the run folder, or hf://OWNER/NAME.
-        file: a text file, "-" for standard input, or (from Python) the texts, or the images as paths or PIL images.
+        file: a text file, "-" for standard input, one image, or (from Python) the texts, or the images as paths or PIL
+            images.
             Of a run on several text columns a tuple for each row, or the texts joined, by a tab for a pair.
         batch_size: examples in a batch.
     Returns: an iterator of ``{"label": name, "probabilities": {name: probability, …}}``. Memory does not grow with the
@@ -254,7 +255,11 @@ def predict(
     Raises: ValueError for a folder without a finished run or a file that is not there; the iterator, for a missing
         text.
     """
+    from resseq.data.image import ENDINGS
+
     loaded = Run.load(run, device)
+    if loaded.options.task == "image" and isinstance(file, (str, os.PathLike)) and str(file).endswith(ENDINGS):
+        file = [file]
     if isinstance(file, (str, os.PathLike)):
         _check_file(str(file))
         return _answers(loaded, _blocks(str(file)), batch_size)

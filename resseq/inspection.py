@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from resseq.options import ModelOptions, flag_of, from_python
+from resseq.options import ModelOptions, check_values, flag_of, from_python
 from resseq.pretrained import HUB
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class InspectOptions(ModelOptions):
     """auto, or a torch device."""
 
     def __post_init__(self) -> None:
-        if self.texts < 1:
-            raise ValueError(f"inspect: --texts must be 1 or more; got {self.texts}. Use 512.")
+        check_values(self)
         unused = OF_DATA if self.run is None else {field.name for field in fields(ModelOptions)}
         for field in fields(self):
             value, flag = getattr(self, field.name), flag_of(field.name)

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,7 +35,7 @@ def from_python(kind: type[Options], given: dict[str, Any]) -> Options:
 
     Raises: ValueError for a name that no option has, with the nearest that one has.
     """
-    verb, known = kind.__name__.removesuffix("Options").lower(), [each.name for each in fields(kind)]
+    verb, known = _verb(kind), [each.name for each in fields(kind)]
     for name in given:
         if name not in known:
             near = get_close_matches(name, known, 1, 0.7) or [each for each in known if each.endswith(f"_{name}")]
@@ -69,28 +70,44 @@ def _is(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
-def _check_type(name: str, hint: Any, value: Any) -> None:
+def check_values(options: Any, names: Iterable[str] | None = None) -> None:
+    """Settle the values of these options, or of all, and raise for one that no option can have.
+
+    From Python, and from a file, no parser stands before.
+    """
+    hints = get_type_hints(type(options))
+    for name in hints if names is None else names:
+        object.__setattr__(options, name, settle(getattr(options, name)))
+        _check_type(_verb(type(options)), name, hints[name], getattr(options, name))
+        _check_range(_verb(type(options)), name, hints[name], getattr(options, name))
+
+
+def _verb(kind: type) -> str:
+    return kind.__name__.removesuffix("Options").lower()
+
+
+def _check_type(verb: str, name: str, hint: Any, value: Any) -> None:
     """Raise for what is none of an option's choices, or is of another type."""
     choices = [choice for part in (hint, *get_args(hint)) for choice in get_args(part) if isinstance(choice, str)]
     if choices and value not in choices and (value is not None or type(None) not in get_args(hint)):
-        raise ValueError(f"train: {flag_of(name)} is one of {', '.join(choices)}; got {value!r}. Use {choices[0]}.")
+        raise ValueError(f"{verb}: {flag_of(name)} is one of {', '.join(choices)}; got {value!r}. Use {choices[0]}.")
     if not choices and not _is(value, hint):
         kind, example = KINDS[(*get_args(hint), hint)[0]]
         raise ValueError(
-            f"train: {flag_of(name)} must be {kind}; got {value!r} (type {type(value).__name__}). "
+            f"{verb}: {flag_of(name)} must be {kind}; got {value!r} (type {type(value).__name__}). "
             f"Write {name}={example!r}, for example."
         )
 
 
-def _check_range(name: str, hint: Any, value: Any) -> None:
+def _check_range(verb: str, name: str, hint: Any, value: Any) -> None:
     """Raise for a number that is too small, and for a share that is too large."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     least = 1 if hint in (int, int | None) and name not in MAY_BE_0 else 0
     if not value >= least:
-        raise ValueError(f"train: {flag_of(name)} must be {least} or more; got {value}. Use {least} or more.")
+        raise ValueError(f"{verb}: {flag_of(name)} must be {least} or more; got {value}. Use {least} or more.")
     if name in SHARES and not value < 1:
-        raise ValueError(f"train: {flag_of(name)} is a share, less than 1; got {value}. Use 0.1.")
+        raise ValueError(f"{verb}: {flag_of(name)} is a share, less than 1; got {value}. Use 0.1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,15 +182,10 @@ class TrainOptions(TextOptions, ImageOptions, ModelOptions, TrainingOptions):
     """Passes over the training data, at most; early stopping may end sooner. 8 unless given, 3 for a checkpoint."""
 
     def __post_init__(self) -> None:
-        """Raise for a value that no option can have: from Python, and from a file, no parser stands before."""
-        for each in fields(self):
-            object.__setattr__(self, each.name, settle(getattr(self, each.name)))
+        check_values(self)
         for name, value in FINE_TUNING.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value if self.fine_tunes else getattr(TrainingOptions, name))
-        for name, hint in get_type_hints(type(self)).items():
-            _check_type(name, hint, getattr(self, name))
-            _check_range(name, hint, getattr(self, name))
         self._check_task()
 
     def _check_task(self) -> None:

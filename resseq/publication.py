@@ -20,6 +20,7 @@ PUBLISHED: dict[str, Any] = {
     "allow_patterns": ["*.json", "*.jsonl", "*.png", "model.safetensors", "README.md"],
     "ignore_patterns": ["*/*"],
 }
+FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
 TEXTS = 64  # that the file is run on
 MADE_UP = ["", "a text", "another, which is a little longer than the one before it was"]
 
@@ -50,11 +51,14 @@ def export(
             f"export: only text classifiers can be exported; got a run on {loaded.reader.inputs} in {run}. "
             f"Give the folder of a run on texts."
         )
-    named = "onnx" if str(output).endswith(".onnx") else "torch"
-    if output is not None and format == "torch" != named:
-        raise ValueError(f"export: --format torch writes .pt2; got --output {output}. Use --format onnx, or model.pt2.")
-    format = format or named
-    file = Path(output or Path(str(run).removeprefix(HUB)) / {"torch": "model.pt2", "onnx": "model.onnx"}[format])
+    named = {".pt2": "torch", ".onnx": "onnx"}.get(Path(output or "").suffix)
+    if format not in (None, *FILES) or named not in (None, format or named):
+        where = f" with --output {output}" if output else ""
+        raise ValueError(
+            f"export: a format is torch (.pt2) or onnx (.onnx); got --format {format}{where}. Leave it out."
+        )
+    format = format or ("onnx" if named == "onnx" else "torch")
+    file = Path(output or Path(str(run).removeprefix(HUB)) / FILES[format])
     if format == "onnx":
         _require_onnx()
     file.parent.mkdir(parents=True, exist_ok=True)

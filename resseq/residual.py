@@ -59,8 +59,6 @@ class Residual(nn.Module):
                 f"Give the slots themselves, such as pre=nn.LayerNorm(dim), or scheme= to a Stack."
             )
         self.sublayer = sublayer
-        self.keywords = _keywords(sublayer)
-        self.attends = isinstance(_uncompiled(sublayer), nn.MultiheadAttention)
         self.connection = OneStream(**slots) if connection is None else connection
         self.keeps_input = self.connection.keeps_input()
         if self.keeps_input and in_place(sublayer):
@@ -68,6 +66,12 @@ class Residual(nn.Module):
                 "Residual: the sublayer must leave the stream as it is; got inplace=True in its first module. "
                 "Use inplace=False."
             )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "sublayer":  # one that is put in later has keywords of its own
+            self.keywords = _keywords(value)
+            self.attends = isinstance(_uncompiled(value), nn.MultiheadAttention)
 
     def takes(self, keywords: dict[str, Any]) -> dict[str, Any]:
         """Those of the keywords that the sublayer takes."""

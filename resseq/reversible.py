@@ -11,8 +11,14 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 
 def may_recompute(residuals: Sequence[nn.Module]) -> bool:
-    """Whether this can be done here: not while compiling or under torch.func, nor with residuals sharded one by one."""
+    """Whether this can be done here.
+
+    Not while compiling or under torch.func, nor with residuals sharded one by one, nor with functions as sublayers:
+    they may use any weights.
+    """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if not all(isinstance(residual.sublayer, nn.Module) for residual in residuals):
         return False
     return not any(hasattr(p, "device_mesh") for residual in residuals for p in residual.parameters())
 
@@ -27,7 +33,7 @@ def run_reversible(residuals: Sequence[nn.Module], stream: Any, args: Any, keywo
 
     Source: Gomez et al. 2017, arXiv:1707.04585; for Transformers: Kitaev et al. 2020, arXiv:2001.04451, section 3.
     Raises: ValueError for a sublayer that returns a tuple: what it hands back would have no gradient; RuntimeError in
-        the backward where the residuals have other parameters by then.
+        the backward where the residuals have other parameters by then, or are in another state.
     """
     tensors, rest = pytree.tree_flatten((args, list(keywords)))
     kept = [i for i, leaf in enumerate(tensors) if isinstance(leaf, Tensor)]
@@ -52,6 +58,7 @@ class _Run(torch.autograd.Function):
         args, keywords = arguments(leaves)
         ctx.residuals, ctx.kind, ctx.width, ctx.arguments = residuals, kind, width, arguments
         ctx.parameters = inputs[width + count :]
+        ctx.state = _state(residuals, ctx.parameters)
         ctx.surroundings = []
         for residual, given in zip(residuals, keywords, strict=True):
             ctx.surroundings.append(_surroundings(stream[0]))
@@ -74,6 +81,11 @@ class _Run(torch.autograd.Function):
                 "Scheme 'reversible': the backward pass runs the residuals again and needs the parameters of the "
                 "forward pass; got others. Call backward inside functional_call, or use Reversible(recompute=False)."
             )
+        if _state(ctx.residuals, ctx.parameters) != ctx.state:
+            raise RuntimeError(
+                "Scheme 'reversible': the backward pass runs the residuals again, as they were; got parameters that "
+                "were written into since, or another of train() and eval(). Call backward first."
+            )
         stream, leaves = ctx.kind(*saved[:width]), saved[width:]
         wanted = ctx.needs_input_grad[5 + width : 5 + width + len(leaves)]
         leaves = [leaf.detach().requires_grad_(needs) for leaf, needs in zip(leaves, wanted, strict=True)]
@@ -92,6 +104,11 @@ class _Run(torch.autograd.Function):
             of_leaves = [_sum(a, b) for a, b in zip(of_leaves, found[width : width + len(leaves)], strict=True)]
             of_parameters = [*found[width + len(leaves) :], *of_parameters]
         return None, None, None, None, None, *gradients, *of_leaves, *of_parameters
+
+
+def _state(residuals: Any, parameters: Any) -> list[Any]:
+    """How often each parameter was written into, and whether each residual is in training."""
+    return [*(parameter._version for parameter in parameters), *(residual.training for residual in residuals)]
 
 
 def _gradients(outputs: Any, inputs: list[Tensor], gradients: Any) -> list[Tensor | None]:

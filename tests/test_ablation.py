@@ -210,6 +210,8 @@ def test_the_command_gives_the_same_options_again():
         ({"depths": (2, 0)}, "--depth must be 1 or more; got 0"),
         ({"inits": "he"}, "--init is one of xavier, torch, normal; got 'he'"),
         ({"workers": 0}, "ablate: --workers must be 1 or more; got 0"),
+        ({"engine": "slurm"}, "ablate: --engine is one of local, ray; got 'slurm'. Use local."),
+        ({"threads": "2"}, "ablate: --threads must be an integer; got '2'"),
         ({"device": "gpu"}, "device is auto or a device of this machine; got --device gpu"),
         ({"data": "nowhere.csv"}, "nowhere.csv' is neither pystdlib, nor a file"),
     ],

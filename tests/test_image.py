@@ -108,6 +108,7 @@ def test_predict_takes_paths_and_images(run, data, tmp_path, capsys):
     (tmp_path / "paths.txt").write_text("\n".join(paths) + "\n")
     assert main(["predict", str(folder), str(tmp_path / "paths.txt")]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    assert [row["label"] for row in resseq.predict(str(folder), paths[0])] == ["red"], "one image is one image"
     assert main(["predict", str(folder), str(tmp_path / "none.txt")]) == 1
     with pytest.raises(ValueError, match=r"data: an image must be a file that can be read; got none.png: No such file"):
         list(resseq.predict(str(folder), ["none.png"]))

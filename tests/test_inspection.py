@@ -87,6 +87,8 @@ def test_options_that_do_not_go_together(run, tmp_path):
             resseq.inspect(**{name: value})
     with pytest.raises(ValueError, match="^model: --model transformer has no stages; got --stages 2. Leave it out"):
         resseq.inspect(stages=2, device="cpu")
+    with pytest.raises(ValueError, match=r"^inspect: --depth must be an integer; got 2.5 \(type float\)"):
+        resseq.inspect(depth=2.5)
     with pytest.raises(ValueError, match="--texts must be 1 or more; got 0"):
         resseq.inspect(str(folder), texts=0)
     with pytest.raises(ValueError, match="the folder must hold a finished run"):

@@ -43,7 +43,9 @@ def test_the_file_says_what_the_run_says_for_any_batch_and_length(run, tmp_path,
 
 def test_the_file_s_name_says_its_format(run, tmp_path, capsys):
     assert main(["export", str(run), "--output", str(tmp_path / "model.onnx"), "--format", "torch"]) == 1
-    assert "Use --format onnx, or model.pt2." in capsys.readouterr().err
+    assert "got --format torch with --output" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="a format is torch .*got --format pt. Leave it out"):
+        resseq.export(run, format="pt")
     assert main(["export", str(run), "--output", str(tmp_path)]) == 1
     assert "Is a directory" in capsys.readouterr().err
 

@@ -58,6 +58,21 @@ MIXED = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("rows", "setting", "said"),
+    [
+        ([row(steps=30)], {}, "30 steps: too few to tell; give --max-steps 300, 1 seed"),
+        ([row(steps=30)], {"early_stopping_patience": 2}, "30 steps, 1 seed"),
+        ([row(steps=1, status="diverged", test=None)], {}, "1 step, 1 seed"),
+        ([row(steps=300), row(seed=1, steps=1, status="diverged", test=None)], {}, "at most 300 steps, 2 seeds"),
+    ],
+)
+def test_the_summary_says_where_the_budget_was_too_small(rows, setting, said):
+    found = findings(rows)
+    found.setting.update(setting)
+    assert f"no warm-up, {said}." in summary(found)
+
+
 def test_the_table_has_means_spreads_and_faults():
     lines = [line.split("  ") for line in table(findings(MIXED)).split("\n\n")[1].splitlines()]
     legend = " ".join(table(findings(MIXED)).split("\n\n")[0].split())

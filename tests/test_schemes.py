@@ -585,13 +585,16 @@ def test_other_merges_refuse_shapes_that_differ(merge):
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_channels_first_is_channels_last_transposed(name):
+    def norm(dim):
+        return nn.Sequential(nn.LayerNorm(dim), nn.Tanh()) if name == "preact" else nn.LayerNorm(dim)
+
     class First(Sublayer):
         def forward(self, x):
             return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
     torch.manual_seed(0)
-    last = Stack([Sublayer() for _ in range(2)], dim=D, scheme=name).eval()
-    first = Stack([First() for _ in range(2)], dim=D, scheme=name, channel_dim=1).eval()
+    last = Stack([Sublayer() for _ in range(2)], dim=D, scheme=name, norm=norm).eval()
+    first = Stack([First() for _ in range(2)], dim=D, scheme=name, norm=norm, channel_dim=1).eval()
     with torch.no_grad():
         for a, b in zip(last.parameters(), first.parameters(), strict=True):
             b.copy_(a.normal_())

@@ -25,6 +25,16 @@ def test_keywords_go_to_the_sublayers_that_take_them():
     assert masked.seen is mask
 
 
+def test_a_sublayer_that_is_put_in_later_gets_its_keywords():
+    net, mask = Stack([(nn.Linear(D, D), nn.Tanh())], dim=D), torch.tensor([[True, True, False]])
+    masked = net.residuals[1].sublayer = Masked()
+    net(torch.randn(1, 3, D), mask=mask)
+    assert masked.seen is mask
+    net.residuals[1].sublayer = nn.MultiheadAttention(D, 2, batch_first=True)
+    out, rests = net(torch.randn(1, 3, D), mask=mask)
+    assert (out.shape, rests[1][0][..., 2].abs().max()) == ((1, 3, D), 0), "no weight on what is hidden"
+
+
 def test_a_keyword_that_nobody_takes():
     net = Stack([(Masked(), nn.Tanh())], dim=D)
     with pytest.raises(ValueError, match=r"Stack: no sublayer takes masks=; got masks. Use one of .*mask"):

@@ -392,14 +392,39 @@ def test_the_stream_that_went_in_comes_back():
 
 
 def test_reversible_refuses_tuples_and_a_second_derivative():
-    net = Stack([lambda x: (x, "rest")], dim=D, scheme="reversible")
-    with pytest.raises(ValueError, match=r"got a tuple from function. Use Reversible\(recompute=False\)."):
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, "rest"
+
+    net = Stack([Two()], dim=D, scheme="reversible")
+    with pytest.raises(ValueError, match=r"got a tuple from Two. Use Reversible\(recompute=False\)."):
         net(torch.randn(2, D, requires_grad=True))
     assert net.eval()(torch.randn(2, D))[1] == [("rest",)]
     x = torch.randn(2, D, requires_grad=True)
     (gradient,) = torch.autograd.grad(stack("reversible")(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_reversible_reaches_what_a_function_uses():
+    linear, memory = nn.Linear(D, D), torch.randn(2, D, requires_grad=True)
+    found = []
+    for recompute in (True, False):
+        net = Stack([lambda x: torch.tanh(linear(x) + memory)] * 2, dim=D, scheme=Reversible(recompute))
+        found.append(torch.autograd.grad(net(torch.ones(2, D)).square().sum(), [linear.weight, memory]))
+    for ours, stored in zip(*found, strict=True):
+        torch.testing.assert_close(ours, stored)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda net: nn.init.zeros_(net.residuals[0].sublayer.weight), lambda net: net.eval()]
+)
+def test_reversible_wants_the_state_of_the_forward_pass(change):
+    net = Stack([nn.Linear(D, D), nn.Linear(D, D)], dim=D, scheme="reversible")
+    out = net(torch.randn(2, D)).sum()
+    change(net)
+    with pytest.raises(RuntimeError, match=r"written into since, or another of train\(\) and eval\(\). Call backward"):
+        out.backward()
 
 
 def test_a_stack_used_twice_and_copied_remembers_nothing():

@@ -21,6 +21,7 @@ from resseq.options import (
     UNBOUND,
     ModelOptions,
     TrainOptions,
+    check_values,
     flag_of,
     from_python,
     settle,
@@ -141,10 +142,7 @@ class AblateOptions(Grid):
                 f"ablate: a model is {', '.join((*TEXT_MODELS, *IMAGE_MODELS))}, from scratch; got --model "
                 f"{strangers[0]}. Use one of them."
             )
-        for name in ("threads", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"ablate: --{name} must be 1 or more; got {value}. Use 1 or more.")
+        check_values(self, ("workers", "threads", "engine", "gpus_per_cell", "ray_address"))
 
     def _usual(self, option: Any) -> Any:
         """An option's default in this task, and for these models."""

@@ -175,10 +175,13 @@ def _conditions(findings: Findings) -> str:
 
     steps = _values(findings, "steps")
     warmup = "no warm-up" if _values(findings, "warmup_steps") == [0] else f"warm-up {values('warmup_steps')} steps"
-    budget = f"{steps[0]:,} steps" if len(steps) == 1 else f"at most {max(steps):,} steps" if steps else "no step done"
+    most = f"{max(steps, default=0):,} step{'s' if max(steps, default=0) > 1 else ''}"
+    budget = (most if len(steps) == 1 else f"at most {most}") if steps else "no step done"
     seeds = len(_values(findings, "seed"))
     start = f"Start {values('init')}, learning" if _values(findings, "init") else "Learning"
-    few = f": too few to tell; give --max-steps {FEW * 3}" if steps and max(steps) < FEW else ""
+    whole = [row["steps"] for row in findings.rows if row["status"] not in ("diverged", "failed")]
+    cut = findings.setting.get("early_stopping_patience")
+    few = f": too few to tell; give --max-steps {FEW * 3}" if whole and max(whole) < FEW and not cut else ""
     return f"{start} rate {values('learning_rate')}, {warmup}, {budget}{few}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 

@@ -42,7 +42,8 @@ class Place:
     def norm_of(self, dim: int) -> nn.Module | None:
         """A norm N of so many channels."""
         norm = self.norm(dim) if self.norm else None
-        if self.channel_dim != -1 and isinstance(norm, (nn.LayerNorm, nn.RMSNorm)):
+        first = norm[0] if isinstance(norm, nn.Sequential) else norm
+        if norm is not None and self.channel_dim != -1 and type(first) in (nn.LayerNorm, nn.RMSNorm):
             return OverChannels(norm, self.channel_dim)
         return norm
 
