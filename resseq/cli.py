@@ -81,7 +81,8 @@ class _AblateOptions(AblateOptions):
     """Train nothing; print the grid, the parameters of each shape and an estimate of the time."""
 
 
-def _ablate(options: _AblateOptions) -> None:
+def _ablate(options: _AblateOptions) -> int:
+    """The exit status: 1 where no cell could be trained."""
     from tqdm import tqdm
 
     from resseq.ablation.plan import plan
@@ -89,7 +90,7 @@ def _ablate(options: _AblateOptions) -> None:
 
     if options.dry_run:
         print(plan(options))
-        return
+        return 0
 
     def tell(line: str) -> None:
         tqdm.write(line)  # above the bar
@@ -102,6 +103,7 @@ def _ablate(options: _AblateOptions) -> None:
         f"{found.findings.seconds:.0f} s in all; the cells alone, one after the other: {cells:.0f} s\n"
         f"folder {found.folder}: report.html, report.md, results.csv, accuracy.png, curves.png, gradients.png"
     )
+    return int(all(row["status"] == "failed" for row in found.findings.rows))
 
 
 def _inspect(options: InspectOptions) -> None:
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(result, TrainOptions):
             _train(result)
         elif isinstance(result, _AblateOptions):
-            _ablate(result)
+            return _ablate(result)
         elif isinstance(result, InspectOptions):
             _inspect(result)
         elif result is not None:

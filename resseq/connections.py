@@ -195,6 +195,7 @@ class OneStream(Connection):
         require_factor("skip_scale", skip_scale)
         _require_maps(shortcut=shortcut, merge=merge, post=post)
         _require_kept("shortcut", shortcut)
+        _require_kept("skip_scale", skip_scale)
         self.shortcut, self.shortcut_reads, self.skip_scale = shortcut, shortcut_reads, skip_scale
         self.merge, self.post = add if merge is None else merge, post
         self.takes_mask = getattr(shortcut, "takes_mask", False)

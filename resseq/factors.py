@@ -104,7 +104,7 @@ class LowRank(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        fill(self.down, nn.init.orthogonal_(torch.empty(self.down.shape)))
+        fill(self.down, nn.init.orthogonal_(torch.empty(self.down.shape, dtype=torch.float32)))
         nn.init.zeros_(self.up)
 
     def forward(self, x: Tensor) -> Tensor:

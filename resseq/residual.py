@@ -32,7 +32,8 @@ class Residual(nn.Module):
         slots: those of OneStream: pre, branch, scale, drop_path, shortcut, shortcut_reads, skip_scale, merge, post.
         connection: a Connection of your own, in place of all slots.
     Raises: ValueError where branch and shortcut differ in shape (nothing is broadcast), for slots beside a connection,
-        for a slot that cannot be called, and for a sublayer that writes into the stream in place.
+        for a slot that cannot be called, and for a sublayer that writes into the stream in place (where that shows
+        only when it runs, not under torch.compile and inference_mode).
 
     >>> import torch
     >>> layer = Residual(nn.Linear(8, 8), pre=nn.LayerNorm(8))
@@ -86,13 +87,13 @@ class Residual(nn.Module):
         counted = (self.keeps_input or x is stream or x is carry) and not is_compiling() and not x.is_inference()
         version = x._version if counted else None  # how often it was written into
         y = sublayer(x, *args, **kwargs)
-        if counted and x._version != version:
-            raise _overwritten(sublayer)
         several = type(y) is tuple
         branch = y[0] if several else y
         if not isinstance(branch, Tensor):
             raise _no_tensor(sublayer, branch)
         out = connection.write(stream, branch, carry)
+        if counted and x._version != version:
+            raise _overwritten(sublayer)
         return (out, *y[1:]) if several else out
 
     def reset_parameters(self) -> None:
@@ -132,6 +133,10 @@ def _attention_arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What nn.MultiheadAttention wants beside its query x to be called like every other sublayer."""
     if mask is not None:
+        if kwargs.get("key_padding_mask") is not None:
+            raise ValueError(
+                "Residual: mask= and nn.MultiheadAttention's key_padding_mask= say the same; got both. Give one."
+            )
         kwargs["key_padding_mask"] = ~mask.bool()
     names = ("key", "value")[len(args) :]
     for name in names:  # the key is x and the value is the key, unless given

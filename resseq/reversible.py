@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -13,10 +14,10 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 def may_recompute(residuals: Sequence[nn.Module]) -> bool:
     """Whether this can be done here.
 
-    Not while compiling or under torch.func, nor with residuals sharded one by one, nor with functions as sublayers:
-    they may use any weights.
+    Not while compiling, under torch.func or in forward-mode differentiation, nor with residuals sharded one by one, nor
+    with functions as sublayers: they may use any weights.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     if not all(isinstance(residual.sublayer, nn.Module) for residual in residuals):
         return False

@@ -408,6 +408,18 @@ def test_a_cell_is_run_by_one_process_alone(data, tmp_path, corpus):  # case 41
     assert starts(tmp_path) == 1
 
 
+def test_a_sweep_whose_every_cell_failed_says_so_to_the_shell_and_a_torn_line_does_not_end_it(
+    data, tmp_path, here, monkeypatch, capsys
+):
+    monkeypatch.setattr(Here, "deaths", 3)
+    words = command(data, tmp_path, schemes="pre", depths=1)[3:]
+    assert main(words) == 1
+    with open(tmp_path / "commands.jsonl", "a") as file:
+        file.write('{"command": "resseq abl')
+    monkeypatch.setattr(Here, "deaths", 0)
+    assert main(words) == 0
+
+
 @pytest.mark.parametrize(("times", "status"), [(2, "finished"), (3, "failed")])
 def test_a_cell_may_kill_its_process_twice(data, tmp_path, here, monkeypatch, times, status):
     monkeypatch.setattr(Here, "deaths", times)

@@ -740,6 +740,27 @@ def test_lesion_curve():
         assert report.series("lesion_drop")[i] == measure(model) - report.series("lesioned")[i]
 
 
+def test_a_compiled_model_is_measured_as_it_was_written():
+    """What dynamo has compiled runs on without a look at hooks that came later."""
+    torch.manual_seed(0)
+    model, x = Stack([nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)], dim=4).eval(), torch.randn(5, 4)
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+
+    def measure(net):
+        with torch.no_grad():
+            return (net(x) * torch.arange(4)).sum().item()
+
+    drops = lesion_curve(compiled, measure).series("lesion_drop")
+    assert drops == pytest.approx(lesion_curve(model, measure).series("lesion_drop"))
+    assert all(abs(drop) > 0.01 for drop in drops.values())
+    assert inspect(compiled, x).series("branch_rms") == pytest.approx(inspect(model, x).series("branch_rms"))
+    with lesion(model, delete=1):
+        one = model(x)
+    with lesion(model, delete=[1]):
+        assert torch.equal(model(x), one)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

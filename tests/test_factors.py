@@ -9,6 +9,16 @@ from resseq.layers.feedforward import FeedForward
 from resseq.layers.norms import DyT
 
 
+def test_a_low_rank_map_starts_in_half_precision_too():
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        down = LowRank(8, 2).down
+    finally:
+        torch.set_default_dtype(default)
+    torch.testing.assert_close(down.float() @ down.float().T, torch.eye(2), rtol=0, atol=0.02)
+
+
 def test_warmup_rises_to_one_and_its_step_is_saved():
     warmup, y = Warmup(4), torch.randn(3, 5)
     assert warmup(y).abs().max() == 0

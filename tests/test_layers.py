@@ -97,6 +97,12 @@ def test_weights_hand_out_views_by_role():
     assert (attention.qkv.weight[: 2 * D] != 7.0).all()
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (2, 6), (5,), (2, 1, 1, 5), (2, 5, 1)])
+def test_a_mask_that_is_not_one_for_every_key_is_refused(shape):
+    with pytest.raises(ValueError, match=r"SelfAttention: a mask is \(B, S\) or \(B, L, S\), S = 5 keys here"):
+        SelfAttention(D, H)(torch.randn(2, 5, D), torch.ones(shape, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("kind", [SelfAttention, CrossAttention])
 def test_every_projection_is_called_so_that_an_adapter_in_its_place_takes_part(kind):
     class LowRank(nn.Module):  # without the attributes of the linear map that it holds

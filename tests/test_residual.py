@@ -363,6 +363,10 @@ def test_a_sublayer_that_writes_into_the_stream_is_refused_when_it_does():
             Stack([Hidden(), Hidden()], dim=D, scheme=scheme, norm=None)(torch.randn(2, D))
     with torch.inference_mode():  # nothing is counted there
         assert torch.equal(Residual(torch.exp)(torch.zeros(2)), torch.ones(2))
+    with pytest.raises(ValueError, match="which writes into its input"):  # the branch is the stream itself
+        Residual(nn.Dropout(0.1), branch=nn.ReLU(inplace=True)).eval()(torch.randn(2, D))
+    with pytest.raises(ValueError, match="skip_scale must leave the stream as it is"):
+        Residual(nn.Linear(D, D), skip_scale=nn.Dropout(0.5, inplace=True))
     with pytest.raises(ValueError, match="shortcut must leave the stream as it is"):
         Residual(nn.Linear(D, D), shortcut=nn.ReLU(inplace=True))
 

@@ -35,6 +35,12 @@ def test_a_sublayer_that_is_put_in_later_gets_its_keywords():
     assert (out.shape, rests[1][0][..., 2].abs().max()) == ((1, 3, D), 0), "no weight on what is hidden"
 
 
+def test_two_masks_for_torch_attention_are_one_too_many():
+    net, mask = Residual(nn.MultiheadAttention(D, 2, batch_first=True)), torch.ones(1, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="mask= and nn.MultiheadAttention's key_padding_mask= say the same; got both"):
+        net(torch.randn(1, 3, D), mask=mask, key_padding_mask=~mask)
+
+
 def test_a_keyword_that_nobody_takes():
     net = Stack([(Masked(), nn.Tanh())], dim=D)
     with pytest.raises(ValueError, match=r"Stack: no sublayer takes masks=; got masks. Use one of .*mask"):

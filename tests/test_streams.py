@@ -406,6 +406,15 @@ def test_reversible_refuses_tuples_and_a_second_derivative():
         gradient.sum().backward()
 
 
+def test_reversible_stores_in_forward_mode_differentiation():
+    net = Stack([nn.Linear(D, D)] * 2, dim=D, scheme="reversible")
+    x, direction = torch.randn(2, D), torch.randn(2, D)
+    with torch.autograd.forward_ad.dual_level():
+        out = net(torch.autograd.forward_ad.make_dual(x, direction))
+        found = torch.autograd.forward_ad.unpack_dual(out).tangent
+    torch.testing.assert_close(found, torch.func.jvp(net, (x,), (direction,))[1])
+
+
 def test_reversible_reaches_what_a_function_uses():
     linear, memory = nn.Linear(D, D), torch.randn(2, D, requires_grad=True)
     found = []

@@ -4,7 +4,7 @@
     RESSEQ_DATA=FOLDER python examples/real_text/measure.py
 
 RESSEQ_DATA holds the folders trec, sst2, mr and imdb; pystdlib is built in; the package holds the weights of
-sentence-transformers/all-MiniLM-L6-v2 (6 layers, 384 wide), with which IMDB takes hours on a CPU. Each run is the
+sentence-transformers/all-MiniLM-L6-v2 (6 layers, 384 wide), with which IMDB takes half an hour. Each run is the
 command that it prints. Measurements are added to results.json beside this file, run by run; a run that is already there
 is not repeated.
 The result stands in the README's table "What to expect".

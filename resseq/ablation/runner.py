@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -238,8 +238,12 @@ def _line(row: dict[str, Any], axes: list[str]) -> str:
 def _seconds(folder: Path) -> float:
     """Of all commands that worked in the folder, each as far as it got."""
     file = folder / "commands.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return sum({row["begun"]: row["seconds"] for row in rows}.values())
+    seconds = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with suppress(ValueError):  # a line that a full disk has cut
+            row = json.loads(line)
+            seconds[row["begun"]] = row["seconds"]
+    return sum(seconds.values())
 
 
 @contextmanager

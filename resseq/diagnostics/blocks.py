@@ -2,11 +2,14 @@
 
 import copy
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -143,6 +146,12 @@ def stream_through(
         return None
     name = type(block).__name__
     return stream_of((args, kwargs), name), stream_of(output, name)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Until the context ends, compiled models run as they were written: what is compiled heeds no hook that is new."""
+    loaded = "torch._dynamo" in sys.modules  # else nothing is compiled, and loading it takes a second
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 def replace_first(value: Any, new: Tensor) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from resseq.connections import OneStream
-from resseq.diagnostics.blocks import Blocks, find_blocks, kind_of, replace_first, stream_of
+from resseq.diagnostics.blocks import Blocks, find_blocks, kind_of, replace_first, stream_of, uncompiled
 from resseq.diagnostics.report import Report
 from resseq.residual import Residual
 
@@ -18,7 +18,7 @@ def lesion(
     model: nn.Module,
     *,
     blocks: Blocks = None,
-    delete: Sequence[int] = (),
+    delete: int | Sequence[int] = (),
     swap: tuple[int, int] | None = None,
     permute: Sequence[int] | None = None,
 ) -> Iterator[nn.Module]:
@@ -31,7 +31,7 @@ def lesion(
     Source: Veit et al. 2016, arXiv:1605.06431, sections 4.1 to 4.3.
     Args:
         blocks: as for ``inspect``.
-        delete: positions of blocks, from 0.
+        delete: positions of blocks, from 0, or one of them.
         swap: two positions, whose blocks change places.
         permute: the block that stands at each position, as positions before.
     Raises: ValueError unless exactly one of the three is given, for a position that is not there, for a deleted block
@@ -45,10 +45,11 @@ def lesion(
     ...     torch.equal(model(x), x)
     True
     """
-    found = find_blocks(model, blocks)
+    found, delete = find_blocks(model, blocks), [delete] if isinstance(delete, int) else delete
     order = _order(len(found), delete, swap, permute)
     _require_fit(list(found.values()), order)
     with ExitStack() as stack:
+        stack.enter_context(uncompiled())
         for position in delete:
             stack.enter_context(_deleted(list(found.values())[position]))
         stack.enter_context(_ordered(model, found, order))

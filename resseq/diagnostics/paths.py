@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from resseq.diagnostics.blocks import Blocks, find_blocks, stream_of
+from resseq.diagnostics.blocks import Blocks, find_blocks, stream_of, uncompiled
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -86,7 +86,7 @@ def _steps(model: nn.Module, blocks: dict[str, nn.Module], inputs: Any, keywords
             )
         steps.append((read[-1], out))
 
-    with torch.enable_grad(), ExitStack() as stack:
+    with uncompiled(), torch.enable_grad(), ExitStack() as stack:
         for block in blocks.values():
             stack.enter_context(block.register_forward_pre_hook(cut))
             stack.enter_context(block.register_forward_hook(keep))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from resseq.connections import OneStream
-from resseq.diagnostics.blocks import channels_first, stream_through
+from resseq.diagnostics.blocks import channels_first, stream_through, uncompiled
 from resseq.merges import add
 from resseq.residual import Residual
 
@@ -70,6 +70,7 @@ class Signal:
     def watching(self) -> Iterator["Signal"]:
         """Hooks on the blocks, and a tap on what the branch of each Residual adds; gone afterwards."""
         with ExitStack() as stack:
+            stack.enter_context(uncompiled())
             for block in self.names:
                 stack.enter_context(block.register_forward_hook(self, with_kwargs=True))
                 if isinstance(block, Residual):

@@ -115,6 +115,11 @@ class Attention(nn.Module):
         Mask (B, S) or (B, L, S), True = may be seen, or (B, L, S) numbers that are added to the scores; causal: the
         queries are the last of the S, and see no later one.
         """
+        if mask is not None and (mask.ndim not in (2, 3) or mask.shape[-1] != k.shape[2]):
+            raise ValueError(
+                f"{type(self).__name__}: a mask is (B, S) or (B, L, S), S = {k.shape[2]} keys here, a cache's among "
+                f"them; got mask of shape {tuple(mask.shape)}. Give a mask for every key."
+            )
         if mask is not None and mask.ndim == 3:
             mask = (mask.to(q.dtype) if mask.is_floating_point() else mask.bool()).unsqueeze(1)
         elif mask is not None:
