@@ -184,7 +184,7 @@ def test_a_mask_of_another_shape_is_left_to_the_padded_run():
         encoder = TransformerEncoder(8, 2, 2, pack=packs).eval()
         x, mask = torch.randn(4, 10, 8), torch.arange(10)[None] < 4
         assert encoder(x, mask).shape == (4, 10, 8)  # one mask for all texts
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ValueError, match="Give a mask for every key"):
             encoder(x, torch.arange(8)[None] < torch.full((4, 1), 4))
         assert encoder(x[:0], mask[:0]).shape == (0, 10, 8)
 
