@@ -247,8 +247,7 @@ def predict(
     Args:
         run: the run folder, or hf://OWNER/NAME.
         file: a text file, "-" for standard input, one image, or (from Python) the texts, or the images as paths or PIL
-            images.
-            Of a run on several text columns a tuple for each row, or the texts joined, by a tab for a pair.
+            images. Of a run on several text columns a tuple for each row, or the texts joined, by a tab for a pair.
         batch_size: examples in a batch.
     Returns: an iterator of ``{"label": name, "probabilities": {name: probability, …}}``. Memory does not grow with the
         file.
@@ -258,7 +257,7 @@ def predict(
     from resseq.data.image import ENDINGS
 
     loaded = Run.load(run, device)
-    if loaded.options.task == "image" and isinstance(file, (str, os.PathLike)) and str(file).endswith(ENDINGS):
+    if loaded.options.task == "image" and isinstance(file, (str, os.PathLike)) and str(file).lower().endswith(ENDINGS):
         file = [file]
     if isinstance(file, (str, os.PathLike)):
         _check_file(str(file))

@@ -88,7 +88,7 @@ def main() -> None:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
             for name in names[1:]:  # two at a time: thirty compiled nets at once fill the memory
                 pair = compare(["pre", name], options.device, True, options.rounds)
-                found["compiled"] = pair | found["compiled"]  # pre's first: it was compiled then
+                found["compiled"] |= {each: pair[each] for each in pair if each not in found["compiled"]}
     for kind, rows in found.items():
         print(f"{kind}, {torch.get_num_threads()} threads, torch {torch.__version__}")
         for name, row in rows.items():
