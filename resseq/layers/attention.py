@@ -114,6 +114,8 @@ class Attention(nn.Module):
 
         Mask (B, S) or (B, L, S), True = may be seen, or (B, L, S) numbers that are added to the scores; causal: the
         queries are the last of the S, and see no later one.
+
+        Raises: ValueError for a mask of another length than the keys.
         """
         if mask is not None and (mask.ndim not in (2, 3) or mask.shape[-1] != k.shape[2]):
             raise ValueError(

@@ -34,7 +34,7 @@ class TrainingOptions:
     weight_decay: float = 0.1
     """For matrices only, never for biases, norms and scales."""
     max_grad_norm: float = 1.0
-    """The gradient's norm is cut to this; 0: to nothing, it stays as it is."""
+    """The gradient's norm is cut to this; 0: it is not cut."""
     label_smoothing_factor: float = 0.1
     """Share of the target spread evenly over the classes."""
     class_weights: Literal["balanced"] | None = None
