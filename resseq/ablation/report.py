@@ -175,8 +175,9 @@ def _conditions(findings: Findings) -> str:
 
     steps = _values(findings, "steps")
     warmup = "no warm-up" if _values(findings, "warmup_steps") == [0] else f"warm-up {values('warmup_steps')} steps"
-    most = f"{max(steps, default=0):,} step{'s' if max(steps, default=0) > 1 else ''}"
-    budget = (most if len(steps) == 1 else f"at most {most}") if steps else "no step done"
+    most = max(steps, default=0)
+    taken = f"{most:,} step{'s' if most > 1 else ''}" if most else "no step done"
+    budget = f"at most {taken}" if len(steps) > 1 else taken
     seeds = len(_values(findings, "seed"))
     start = f"Start {values('init')}, learning" if _values(findings, "init") else "Learning"
     whole = [row["steps"] for row in findings.rows if row["status"] not in ("diverged", "failed")]
