@@ -49,25 +49,28 @@ def train(**options: Any) -> dict[str, Any]:
         seconds, parameters.
     Raises: ValueError for bad options or data, and for a run folder that is already in use; training.loop.Diverged.
     """
-    return train_with(from_python(TrainOptions, options))
+    from resseq.models import spell_out
+    from resseq.training.checkpoint import claim
+
+    given = from_python(TrainOptions, options)
+    spelt = spell_out(replace(given, output_dir=str(given.folder)))
+    with claim(spelt.folder):
+        return train_with(spelt)
 
 
 def train_with(options: TrainOptions, corpus: "Corpus | None" = None) -> dict[str, Any]:
-    """``train`` with its options in one value, and on a corpus that is there already if one is given."""
+    """``train`` with all options spelt out, in a folder that is claimed; on a corpus that is there, if one is given."""
     from resseq.data import data_options, prepare
-    from resseq.models import check_model, spell_out
-    from resseq.training.checkpoint import claim
+    from resseq.models import check_model
 
-    options = spell_out(replace(options, output_dir=str(options.folder)))
-    with claim(options.folder):
-        finished = finished_result(options)
-        if finished is not None:
-            if corpus is None:
-                held_out(Run.load(options.folder, "cpu"), None, "test")  # raises where the data is not what it was
-            return finished
-        reader, encoder = open_checkpoint(options) if options.fine_tunes else (None, None)
-        check_model(options, reader and reader.checkpoint)
-        return _fit(options, corpus or prepare(data_options(options), reader), encoder)
+    finished = finished_result(options)
+    if finished is not None:
+        if corpus is None:
+            held_out(Run.load(options.folder, "cpu"), None, "test")  # raises where the data is not what it was
+        return finished
+    reader, encoder = open_checkpoint(options) if options.fine_tunes else (None, None)
+    check_model(options, reader and reader.checkpoint)
+    return _fit(options, corpus or prepare(data_options(options), reader), encoder)
 
 
 def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]:

@@ -83,7 +83,7 @@ import resseq
 from resseq.cli import main
 from resseq.run import Run
 from resseq.training import loop
-from resseq.training.checkpoint import checkpoints, claim, newest_checkpoint, save_checkpoint, verify, write_manifest
+from resseq.training.checkpoint import checkpoints, newest_checkpoint, save_checkpoint, verify, write_manifest
 from resseq.training.loop import Stopped, Trainer
 
 OPTIONS = {
@@ -350,21 +350,12 @@ def test_a_finished_run_is_not_served_for_data_that_changed(tmp_path):
         train(tmp_path / "run", data, resume="auto", max_steps=1)
 
 
-def hold(folder: Path, ready) -> None:
-    with claim(folder):
-        ready.set()
-        threading.Event().wait()
-
-
 def test_two_processes_on_one_folder(run, data):
-    ready = test_kill.FORK.Event()
-    other = test_kill.FORK.Process(target=hold, args=(run, ready))
-    other.start()
-    assert ready.wait(60)
-    with pytest.raises(ValueError, match="one process at a time may write to a run folder; got --output-dir"):
+    with (
+        test_kill.in_use(run),
+        pytest.raises(ValueError, match="one process at a time may write to a run folder; got --output-dir"),
+    ):
         train(run, data, resume="auto")
-    other.kill()
-    other.join()
     train(run, data, resume="auto")  # the system let the folder go
 
 
