@@ -8,8 +8,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from resseq.ablation.runner import ablate
     from resseq.classification import evaluate, predict, train
+    from resseq.factors import LearnedScale
     from resseq.inspection import inspect
-    from resseq.merges import Concat, GRUGate, Highway, LearnedScale
+    from resseq.merges import Concat, GRUGate, Highway
     from resseq.models.bert import Bert
     from resseq.models.image_resnet import ResNet, cifar_resnet, resnet18, resnet34, resnet50, resnet101, resnet152
     from resseq.models.text_convnet import BasicConvResBlock, TextConvNet
@@ -24,7 +25,7 @@ _HOME = {
     "Residual": "residual",
     "Stack": "residual",
     "SCHEMES": "schemes",
-    "LearnedScale": "merges",
+    "LearnedScale": "factors",
     "Highway": "merges",
     "GRUGate": "merges",
     "Concat": "merges",

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from resseq.merges import add, drop_path
+from resseq.factors import drop_path
+from resseq.merges import add
 
 Map = Callable[[Tensor], Tensor]  # a module or a plain function
 Merge = Callable[[Tensor, Tensor], Tensor]

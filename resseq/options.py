@@ -8,7 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from resseq.data import DataOptions, ImageOptions, TextOptions
+from resseq.data.image import ImageOptions
+from resseq.data.rows import DataOptions
+from resseq.data.text import TextOptions
 from resseq.training.config import TrainingOptions
 
 if TYPE_CHECKING:

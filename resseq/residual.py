@@ -168,7 +168,7 @@ def _keywords(sublayer: Any) -> set[str] | None:
 
 
 def reset_children(module: nn.Module) -> None:
-    """Call reset_parameters on every outermost part of a module that has it."""
+    """Start a module again, as if newly built: call reset_parameters on every outermost part that has it."""
     for child in module.children():
         # torch's attention has the method under a private name only
         reset = getattr(child, "reset_parameters", getattr(child, "_reset_parameters", None))
@@ -176,6 +176,18 @@ def reset_children(module: nn.Module) -> None:
             reset_children(child)
         if reset is not None:
             reset()
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """All parameters for an optimizer, those apart to which a part of the model gives a pace of their own.
+
+    A part that has ``optimizer_groups() -> [{"params", "lr_scale", "eps_scale"}]`` scales the learning rate and Adam's
+    ε of those parameters.
+    """
+    scaled = [group for part in model.modules() for group in getattr(part, "optimizer_groups", list)()]
+    apart = {parameter for group in scaled for parameter in group["params"]}
+    rest = [parameter for parameter in model.parameters() if parameter not in apart]
+    return [{"params": rest, "lr_scale": 1.0, "eps_scale": 1.0}, *scaled]
 
 
 def _places(
@@ -330,9 +342,7 @@ class Stack(nn.Module):
         self.start = _Start(recipe, list(self.residuals))
         self.start.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Start again, as if newly built: every part by itself, then the scheme's rule."""
-        reset_children(self)
+    reset_parameters = reset_children
 
     def calibrate(self, *args: Any, **kwargs: Any) -> None:
         """Let a scheme whose start depends on data (Admin) see a first batch: the arguments are those of forward."""

@@ -314,21 +314,11 @@ def output_like(x: Tensor, y: Tensor) -> Tensor:
     return y.to(x.dtype)
 
 
-class Concatenated(NamedTuple):
-    """The input and every output so far."""
-
-    outputs: tuple[Tensor, ...]
-
-    @staticmethod
-    def of(x: Tensor) -> "Concatenated":
-        return Concatenated((x,))
-
-
 class SideBySide(nn.Module):
     """All outputs side by side, normed, and mapped down to D: ``W N([v_0; …; v_{l−1}])``; W starts Xavier uniform.
 
     Source: Huang et al. 2017, arXiv:1608.06993, section 3: the bottleneck's 1×1 convolution.
-    Shapes: Concatenated, ``count`` outputs with ``dim`` entries along channel_dim -> one such tensor.
+    Shapes: Sources, ``count`` complete ones with ``dim`` entries along channel_dim -> one such tensor.
     """
 
     def __init__(self, dim: int, count: int, norm: Map | None, channel_dim: int = -1):
@@ -336,8 +326,8 @@ class SideBySide(nn.Module):
         self.norm, self.channel_dim = norm, channel_dim
         self.down = _Down(dim * count, dim, channel_dim)
 
-    def forward(self, stream: Concatenated) -> Tensor:
-        x = torch.cat(stream.outputs, self.channel_dim)
+    def forward(self, stream: Sources) -> Tensor:
+        x = torch.cat(stream.complete, self.channel_dim)
         return self.down(x if self.norm is None else self.norm(x)).to(x.dtype)
 
 
@@ -355,16 +345,6 @@ class _Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return project(x, self.weight, None, self.channel_dim)
-
-
-class Dense(Connection):
-    """Each sublayer reads all earlier outputs: ``v_l = F(pre([v_0; …; v_{l−1}]))``, pre a SideBySide."""
-
-    def read(self, stream: Concatenated) -> tuple[Tensor, None]:
-        return self.prepare(stream), None
-
-    def write(self, stream: Concatenated, y: Tensor, carry: None) -> Concatenated:
-        return Concatenated((*stream.outputs, output_like(stream.outputs[0], self.finish(y))))
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------

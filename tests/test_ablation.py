@@ -22,7 +22,8 @@ from resseq.ablation.cell import chance_loss, judge, read_record, run_cell
 from resseq.ablation.grid import AblateOptions, as_options, cells_of
 from resseq.ablation.plan import plan
 from resseq.cli import main
-from resseq.data import Tokens, data_options, prepare
+from resseq.data.batching import Tokens
+from resseq.data.corpus import data_options, prepare
 from resseq.diagnostics.memory import saved_storages
 from resseq.models import build_model
 from resseq.options import TrainOptions

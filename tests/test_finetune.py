@@ -11,7 +11,8 @@ from tokenizers import BertWordPieceTokenizer
 
 import resseq
 from resseq import Bert
-from resseq.data import encode, load_pretrained_tokenizer
+from resseq.data.batching import encode
+from resseq.data.tokenizer import load_pretrained_tokenizer
 from resseq.models.bert import BertClassifier
 from resseq.options import TrainOptions
 from resseq.run import Run

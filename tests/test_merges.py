@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from resseq import Concat, GRUGate, Highway, LearnedScale, Stack
-from resseq.merges import add, branch_only, drop_path
+from resseq.factors import drop_path
+from resseq.merges import add, branch_only
 
 D = 6
 

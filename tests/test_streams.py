@@ -105,8 +105,8 @@ def attnres(net, x, size=1):
 def dense(net, x):
     outputs = [x]
     for residual in net.residuals:
-        pre = residual.connection.pre
-        outputs.append(residual.sublayer(norm(torch.cat(outputs, -1), pre.norm) @ pre.down.weight.T))
+        read = residual.connection.attend
+        outputs.append(residual.sublayer(norm(torch.cat(outputs, -1), read.norm) @ read.down.weight.T))
     return norm(torch.cat(outputs, -1), net.close.norm) @ net.close.down.weight.T
 
 

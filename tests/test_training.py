@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from resseq import Stack
-from resseq.data import LengthBatches, Tokens, collate
+from resseq.data.batching import LengthBatches, Tokens, collate
 from resseq.training.checkpoint import Damaged, checkpoints, load_state, load_weights, save_checkpoint, save_weights
 from resseq.training.config import TrainingOptions
 from resseq.training.loop import Diverged, Trainer, better, choose_device, make_optimizer, schedule, windows

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resseq.data import Corpus
     from resseq.data.batching import Images, Tokens
+    from resseq.data.corpus import Corpus
     from resseq.options import TrainOptions
 
 Row = dict[str, Any]

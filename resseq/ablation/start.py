@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from resseq.data import LengthBatches
+from resseq.data.batching import LengthBatches
 from resseq.diagnostics.memory import saved_storages
 from resseq.models import build_model
 from resseq.options import TrainOptions
 from resseq.residual import Residual, Stack
 from resseq.training.loop import choose_device
+from resseq.training.metrics import on_device
 
 if TYPE_CHECKING:
-    from resseq.data import Corpus
+    from resseq.data.corpus import Corpus
 
 
 def first_batches(options: TrainOptions, corpus: "Corpus", count: int = 1) -> list[dict[str, Tensor]]:
@@ -41,8 +42,7 @@ def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float | 
         torch.manual_seed(options.seed)
         model = build_model(options, len(corpus.classes), **corpus.reader.shape)
         model.to(device).train()
-        batch = {name: value.to(device) for name, value in first_batches(options, corpus)[0].items()}
-        labels = batch.pop("labels")
+        batch, labels = on_device(first_batches(options, corpus)[0], device)
         stack = next(module for module in model.modules() if isinstance(module, Stack))
         first, last = (cast(Residual, stack.residuals[index]) for index in (0, -1))
         sizes: dict[str, float] = {}

@@ -9,6 +9,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -191,10 +192,6 @@ def _other_delimiter(header: list[str], delimiter: str) -> str:
     return ""
 
 
-def _read_tsv(path: Path) -> Table:
-    return _read_csv(path, delimiter="\t")
-
-
 def _read_jsonl(path: Path) -> Table:
     rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8-sig") as file:
@@ -253,7 +250,7 @@ def _one_line(error: Exception) -> str:
 
 READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".parquet": _read_parquet,

@@ -117,9 +117,7 @@ class Bert(nn.Module):
             "attention_dropout": attention_dropout,
         }
 
-    def reset_parameters(self) -> None:
-        """Start again, as if newly built."""
-        reset_children(self)
+    reset_parameters = reset_children
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
         segments = self.token_types(torch.zeros_like(ids) if token_types is None else token_types)
@@ -224,9 +222,7 @@ class BertClassifier(nn.Module):
             for module in part:
                 module.requires_grad_(False)
 
-    def reset_parameters(self) -> None:
-        """Start again, as if newly built."""
-        reset_children(self)
+    reset_parameters = reset_children
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """The encoder's parameters, with the share of the learning rate that their layer has."""

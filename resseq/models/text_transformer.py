@@ -115,9 +115,7 @@ class TextTransformer(nn.Module):
         self.dropout = Dropout(dropout)
         self.head = Linear(dim, num_classes, init=init)
 
-    def reset_parameters(self) -> None:
-        """Start again, as if newly built."""
-        reset_children(self)
+    reset_parameters = reset_children
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.norm(self.positions(self.token_dropout(self.embedding(ids))))

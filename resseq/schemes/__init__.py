@@ -3,7 +3,7 @@
 import difflib
 from types import MappingProxyType
 
-from resseq.schemes.base import Norm, Place, Scheme, weights_of
+from resseq.schemes.base import Norm, Place, Scheme
 from resseq.schemes.gates import GRU, NGPT, DeltaRule, HighwayGates, LaurelLR, LaurelRW, Orthogonal
 from resseq.schemes.norms import (
     LNS,
@@ -43,7 +43,7 @@ from resseq.schemes.streams import (
     Reversible,
 )
 
-__all__ = ["SCHEMES", "Norm", "Place", "Scheme", "find_scheme", "weights_of"]
+__all__ = ["SCHEMES", "Norm", "Place", "Scheme", "find_scheme"]
 
 SCHEMES = MappingProxyType(
     {

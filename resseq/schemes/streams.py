@@ -10,9 +10,7 @@ from resseq.schemes.base import Place, Scheme
 from resseq.streams import (
     AttendOverDepth,
     Closing,
-    Concatenated,
     Coupling,
-    Dense,
     DepthAttention,
     DepthAverage,
     DepthWeights,
@@ -149,10 +147,10 @@ class DenseConnections(_OneWidth):
     """
 
     def connection(self, place: Place) -> Connection:
-        return Dense(pre=_side_by_side(place, place.index + 1))
+        return DepthAttention(_side_by_side(place, place.index + 1), ends_block=True)
 
     def open(self, first: Place) -> Any:
-        return Concatenated.of
+        return Sources.of
 
     def close(self, last: Place) -> nn.Module:
         return _side_by_side(last, last.count + 1)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from resseq.residual import parameter_groups
 from resseq.training.checkpoint import (
     load_state,
     load_weights,
@@ -28,7 +29,7 @@ from resseq.training.checkpoint import (
     write_text,
 )
 from resseq.training.config import TrainingOptions
-from resseq.training.metrics import Metrics, logits_of, measure
+from resseq.training.metrics import Metrics, logits_of, measure, on_device
 from resseq.training.tracker import Tracker
 
 Batch = dict[str, Tensor]
@@ -108,14 +109,7 @@ def schedule(options: TrainingOptions, step: int, steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
-    """AdamW or SGD; weight decay for matrices only.
-
-    A part of the model that has ``optimizer_groups() -> [{"params", "lr_scale", "eps_scale"}]`` scales the learning
-    rate and Adam's ε (1e-8) of those parameters.
-    """
-    scaled = [group for part in model.modules() for group in getattr(part, "optimizer_groups", list)()]
-    apart = {id(p) for group in scaled for p in group["params"]}
-    rest = {"params": [p for p in model.parameters() if id(p) not in apart], "lr_scale": 1.0, "eps_scale": 1.0}
+    """AdamW or SGD; weight decay for matrices only. Of the groups, see parameter_groups."""
     groups = [
         {
             "params": [p for p in group["params"] if p.requires_grad and (p.ndim > 1) == matrices],
@@ -123,7 +117,7 @@ def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Op
             "lr_scale": group["lr_scale"],
             "eps": 1e-8 * group["eps_scale"],
         }
-        for group in (rest, *scaled)
+        for group in parameter_groups(model)
         for matrices in (True, False)
     ]
     if options.optim == "sgd":
@@ -181,8 +175,8 @@ class Trainer:
         self.clocks: list[Any] = [part for part in model.modules() if hasattr(part, "set_step")]
         self.constrained: list[Any] = [part for part in model.modules() if hasattr(part, "constrain")]
         self.compiled: Any = torch.compile(model) if options.torch_compile else model
-        self.per_epoch = math.ceil(len(loader) / options.gradient_accumulation_steps)
-        self.steps = options.max_steps or self.per_epoch * options.num_train_epochs
+        self.per_epoch = options.steps_per_epoch(len(loader))
+        self.steps = options.steps(len(loader))
         self.step, self.patience, self.seconds = 0, 0, 0.0  # patience: validations since the best
         self.norm = torch.zeros(())  # of the last gradient
         self.asks_each_step = device.type == "cpu"  # elsewhere asking waits for the device
@@ -315,8 +309,7 @@ class Trainer:
         """Log what each block makes of a batch and of its gradient, and leave no trace in the run."""
         from resseq import diagnostics
 
-        inputs: dict[str, Any] = {name: value.to(self.device) for name, value in batch.items()}
-        labels = inputs.pop("labels")
+        inputs, labels = on_device(batch, self.device)
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         with (
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
@@ -335,8 +328,7 @@ class Trainer:
         total = float(sum(each))
         weights = None if weights is None else weights.to(self.device, non_blocking=True)
         for batch, weight in zip(window, each, strict=True):
-            inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-            labels = inputs.pop("labels")
+            inputs, labels = on_device(batch, self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
                 logits = self.compiled(**inputs)
             loss = F.cross_entropy(
