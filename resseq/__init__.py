@@ -16,40 +16,29 @@ if TYPE_CHECKING:
     from resseq.models.text_convnet import BasicConvResBlock, TextConvNet
     from resseq.models.text_transformer import TextTransformer
     from resseq.publication import export, push_to_hub
-    from resseq.residual import Residual, Stack
+    from resseq.residual import Residual
     from resseq.schemes import SCHEMES
+    from resseq.stack import Stack
     from resseq.transformer import TransformerDecoder, TransformerEncoder
 
 # Each public name is imported when it is first used, so that `import resseq` and `resseq --help` cost no torch.
-_HOME = {
-    "Residual": "residual",
-    "Stack": "residual",
-    "SCHEMES": "schemes",
-    "LearnedScale": "factors",
-    "Highway": "merges",
-    "GRUGate": "merges",
-    "Concat": "merges",
-    "TransformerEncoder": "transformer",
-    "TransformerDecoder": "transformer",
-    "TextTransformer": "models.text_transformer",
-    "TextConvNet": "models.text_convnet",
-    "Bert": "models.bert",
-    "BasicConvResBlock": "models.text_convnet",
-    "ResNet": "models.image_resnet",
-    "resnet18": "models.image_resnet",
-    "resnet34": "models.image_resnet",
-    "resnet50": "models.image_resnet",
-    "resnet101": "models.image_resnet",
-    "resnet152": "models.image_resnet",
-    "cifar_resnet": "models.image_resnet",
-    "train": "classification",
-    "evaluate": "classification",
-    "predict": "classification",
-    "ablate": "ablation.runner",
-    "inspect": "inspection",
-    "export": "publication",
-    "push_to_hub": "publication",
+_MODULES = {
+    "residual": ("Residual",),
+    "stack": ("Stack",),
+    "schemes": ("SCHEMES",),
+    "factors": ("LearnedScale",),
+    "merges": ("Highway", "GRUGate", "Concat"),
+    "transformer": ("TransformerEncoder", "TransformerDecoder"),
+    "models.text_transformer": ("TextTransformer",),
+    "models.text_convnet": ("TextConvNet", "BasicConvResBlock"),
+    "models.bert": ("Bert",),
+    "models.image_resnet": ("ResNet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "cifar_resnet"),
+    "classification": ("train", "evaluate", "predict"),
+    "ablation.runner": ("ablate",),
+    "inspection": ("inspect",),
+    "publication": ("export", "push_to_hub"),
 }
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Residual",

@@ -282,14 +282,14 @@ def _answers(run: Run, blocks: Iterator[list[Any]], batch_size: int) -> Iterator
 
 def _check_file(file: str) -> None:
     """Raise for what cannot be read line by line."""
-    from resseq.data.sources import READERS
+    from resseq.data.sources import PARSERS
 
     if file != "-" and (not Path(file).exists() or Path(file).is_dir()):
         raise ValueError(
             f"predict: the texts or paths are a file with one to a line; got {file}. Use a file that exists, or -; "
             f"from Python a list as well: predict(run, [{file!r}])."
         )
-    if Path(file).suffix.lower() in READERS:
+    if Path(file).suffix.lower() in PARSERS:
         raise ValueError(
             f"predict: a file has one text or path to a line, and nothing beside; got the table {file}. Write its "
             f"column of texts to a .txt file, or measure it by resseq evaluate --data."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from resseq.options import UNBOUND, TrainOptions
+from resseq.options import MAY_DIFFER, TrainOptions
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ class Run:
 
     @staticmethod
     def load(folder: str | os.PathLike[str], device: str = "auto") -> "Run":
-        """Of a run folder, or of hf://OWNER/NAME, which somebody pushed to the hub.
+        """Read a run folder, or hf://OWNER/NAME, which somebody pushed to the hub.
 
         Raises: ValueError for a folder without a finished run.
         """
@@ -227,7 +227,7 @@ def finished_result(options: TrainOptions) -> dict[str, Any] | None:
             f"Use --resume auto to go on with it, or another --output-dir."
         )
     earlier, now = read_config(folder)["options"], json.loads(json.dumps(asdict(options)))
-    changed = [name for name in now if name not in UNBOUND and now[name] != earlier.get(name)]
+    changed = [name for name in now if name not in MAY_DIFFER and now[name] != earlier.get(name)]
     same_step = SIZES.issuperset(changed) and _rows_per_step(now) == _rows_per_step(earlier)
     if changed and not (options.resume == "resized" and same_step):
         resized = ", or --resume resized" if same_step else ""

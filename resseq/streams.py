@@ -38,7 +38,7 @@ def to_lanes(x: Tensor, lanes: int, channel_dim: int = -1) -> Tensor:
 
 
 def mean_of_lanes(lanes: Tensor, channel_dim: int = -1) -> Tensor:
-    """The papers sum, which a norm makes no difference of; without one, the mean keeps equal lanes as they are."""
+    """The papers take the sum, which to a norm is the same; without a norm, the mean keeps equal lanes as they are."""
     return lanes.mean(-2).movedim(-1, channel_dim)
 
 
@@ -182,7 +182,7 @@ class Lanes(Connection):
 
 
 def weighted_sum(weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-    """Term by term: stacking the values would keep a copy of the whole history for the backward pass."""
+    """``Σ_i w_i v_i``, term by term: stacked, the values would be kept a second time for the backward pass."""
     total = weights[0] * values[0]
     for weight, value in zip(weights[1:], values[1:], strict=True):
         total = total + weight * value
@@ -413,9 +413,9 @@ class Coupling(Connection):
         return Pair(stream.second, add(stream.first, self.finish(y)).to(stream.first.dtype))
 
     def known_before(self, after: Pair) -> Pair:
-        """The half of the stream that went in which the one that came out shows as it is, (0, b); 0 for the other."""
+        """The pair that went in, as far as the one that came out shows it: (0, b)."""
         return Pair(torch.zeros_like(after.second), after.first)
 
     def inverse(self, after: Pair, again: Pair) -> Pair:
-        """The stream that went in; ``again`` is what ``known_before`` leads to: (b, F(pre(b)))."""
+        """The pair that went in; ``again`` is what the residual makes of ``known_before``: (b, F(pre(b)))."""
         return Pair(after.second - again.second, after.first)

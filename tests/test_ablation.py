@@ -27,7 +27,7 @@ from resseq.data.corpus import data_options, prepare
 from resseq.diagnostics.memory import saved_storages
 from resseq.models import build_model
 from resseq.options import TrainOptions
-from resseq.residual import Stack
+from resseq.stack import Stack
 
 SMALL = {
     "dim": 8,

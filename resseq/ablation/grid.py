@@ -15,8 +15,8 @@ from docstring_parser import parse_from_object
 from resseq.ablation.cell import Cell, layers_named
 from resseq.options import (
     IMAGE_MODELS,
+    MAY_DIFFER,
     TEXT_MODELS,
-    UNBOUND,
     ModelOptions,
     TrainOptions,
     check_values,
@@ -225,5 +225,5 @@ def _unfit(options: AblateOptions, model: str) -> list[str]:
 
 def _name(options: TrainOptions, threads: int) -> str:
     """A hash of what a cell's numbers follow from: not of where it is, nor of the machine."""
-    bound = {name: value for name, value in asdict(options).items() if name not in UNBOUND}
+    bound = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
     return hashlib.sha256(json.dumps(bound | {"threads": threads}, sort_keys=True).encode()).hexdigest()[:12]

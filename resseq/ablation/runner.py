@@ -23,7 +23,7 @@ from resseq.ablation.cell import Cell, curve, log, read_record, row_of, write_re
 from resseq.ablation.engines import ENGINES
 from resseq.ablation.grid import AblateOptions, as_options, cells_of
 from resseq.data.corpus import data_options, prepare
-from resseq.options import UNBOUND, TrainOptions
+from resseq.options import MAY_DIFFER, TrainOptions
 from resseq.run import changed_parts, read_config
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _line(row: dict[str, Any], axes: list[str]) -> str:
 
 
 def _seconds(folder: Path) -> float:
-    """Of all commands that worked in the folder, each as far as it got."""
+    """The seconds of all commands that ran in the folder, each as far as it got."""
     file = folder / "commands.jsonl"
     seconds = {}
     for line in file.read_text().splitlines() if file.exists() else []:
@@ -286,7 +286,7 @@ def _findings(cells: list[Cell], options: AblateOptions, records: dict[str, Reco
 def _setting(cells: list[Cell], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What all cells have in common: their options, and the steps of those that came to the end."""
     options = [asdict(cell.options) for cell in cells]
-    shared = {name: value for name, value in options[0].items() if name not in UNBOUND and value is not None}
+    shared = {name: value for name, value in options[0].items() if name not in MAY_DIFFER and value is not None}
     shared = {name: value for name, value in shared.items() if all(each[name] == value for each in options)}
     steps = {row["steps"] for row in rows if row["status"] in ("finished", "stuck")}
     return shared | {"threads": cells[0].threads} | ({"steps": steps.pop()} if len(steps) == 1 else {})

@@ -12,7 +12,8 @@ from resseq.data.batching import LengthBatches
 from resseq.diagnostics.memory import saved_storages
 from resseq.models import build_model
 from resseq.options import TrainOptions
-from resseq.residual import Residual, Stack
+from resseq.residual import Residual
+from resseq.stack import Stack
 from resseq.training.loop import choose_device
 from resseq.training.metrics import on_device
 
@@ -68,7 +69,7 @@ def _gradient_norm(sublayer: Any) -> float:
 
 
 def _rms(stream: Any) -> float:
-    """Of a stream of one tensor or several, over all entries."""
+    """The root mean square over all entries of a stream, of one tensor or of several."""
     parts = [leaf for leaf in pytree.tree_leaves(stream) if isinstance(leaf, Tensor)]
     square = sum(part.detach().float().square().sum().item() for part in parts)
     return math.sqrt(square / sum(part.numel() for part in parts))

@@ -77,7 +77,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
 
 
 def open_picture(picture: "Picture | Image.Image") -> "Image.Image":
-    """Its header alone; what PIL opened already is taken as it is. Raises: ValueError that names what is no image."""
+    """Open an image, reading its header alone; PIL's are taken as they are. Raises: ValueError for what is no image."""
     from PIL import Image
 
     if isinstance(picture, Image.Image):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resseq.diagnostics.blocks import Blocks, find_blocks
 from resseq.diagnostics.inspection import loss_of, mask_of
 from resseq.diagnostics.signal import Signal
-from resseq.residual import parameter_groups
+from resseq.stack import parameter_groups
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -88,8 +88,8 @@ def _all_real(x: Tensor) -> Tensor:
 POOLINGS = {"mean": pool_mean, "cls": pool_cls, "max": pool_max}
 
 
-def find_pooling(name: str, poolings: Mapping[str, Any] = POOLINGS) -> Any:
-    """The pooling of a name; ValueError for another."""
+def find_pooling(name: str, poolings: Mapping[str, Any] = POOLINGS, argument: str = "pooling") -> Any:
+    """The pooling of a name, which came by this argument; ValueError for another."""
     if name not in poolings:
-        raise ValueError(f"pooling: is one of {', '.join(poolings)}; got pooling={name!r}. Use pooling='max'.")
+        raise ValueError(f"{argument}: is one of {', '.join(poolings)}; got {argument}={name!r}. Use {argument}='max'.")
     return poolings[name]

@@ -256,7 +256,7 @@ def _require_bert(config: dict[str, Any]) -> None:
         if config.get(name, values[0]) not in values:
             raise ValueError(
                 f"Bert: {name} is {' or '.join(map(repr, values))}; got {name}={config[name]!r}. "
-                f"Give the checkpoint of a BERT or a RoBERTa."
+                f"Give a checkpoint whose config.json says so, such as google-bert/bert-base-uncased."
             )
 
 

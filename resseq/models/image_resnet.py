@@ -12,8 +12,9 @@ from resseq.layers.convolution import PadShortcut
 from resseq.layers.linear import Linear
 from resseq.layers.stages import Step, plan_steps
 from resseq.pretrained import find_weights, read_config, read_weights
-from resseq.residual import Stack, reset_children
+from resseq.residual import reset_children
 from resseq.schemes import Scheme, find_scheme
+from resseq.stack import Stack
 
 Stem = Literal["imagenet", "deep", "cifar"]
 Shortcut = Literal["A", "B", "C", "D"]
@@ -305,7 +306,7 @@ def _check_config(config: dict[str, Any], source: str | Path) -> None:
         if config.get("model_type") == "resnet" and config.get(name, value) != value:
             raise ValueError(
                 f"ResNet.from_pretrained: needs {name}={value}; got {name}={config[name]} in {source}. "
-                f"Use other weights."
+                f"Use such as microsoft/resnet-50."
             )
     architecture = config.get("architecture", "resnet50")  # timm's; some pool elsewhere, which leaves no weights
     if not re.fullmatch(r"resnet\d+[bcd]?(\..*)?", architecture):

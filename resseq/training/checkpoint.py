@@ -100,8 +100,8 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(
-            f"train: the disk must take what a run leaves; got {path}: {error.strerror}. "
-            f"Make room, then use --resume auto."
+            f"Run: the disk must take what a run leaves; got {path}: {error.strerror}. "
+            f"Make room, then type the same command again (train: with --resume auto)."
         ) from error
 
 

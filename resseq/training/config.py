@@ -51,7 +51,7 @@ class TrainingOptions:
     inspect_every: int | None = None
     """Optimizer steps to a row with the signal and the gradient at each block; none unless given."""
     report_to: Literal["none", "tensorboard"] = "none"
-    """Who else gets the rows of metrics.jsonl: tensorboard has event files in the run folder's tensorboard."""
+    """tensorboard: write the rows of metrics.jsonl as event files too, in the run folder's tensorboard."""
     bf16: bool = False
     """Forward pass in bfloat16 autocast."""
     torch_compile: bool = False

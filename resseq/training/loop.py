@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from resseq.residual import parameter_groups
+from resseq.stack import Stack, parameter_groups
 from resseq.training.checkpoint import (
     load_state,
     load_weights,
@@ -172,14 +172,16 @@ class Trainer:
         self.model, self.loader, self.validation = model, loader, validation
         self.options, self.folder, self.device = options, folder, device
         self.optimizer = make_optimizer(model, options)
-        self.clocks: list[Any] = [part for part in model.modules() if hasattr(part, "set_step")]
+        # a stack would only pass it on to its parts, which stand here themselves
+        clocks = (part for part in model.modules() if hasattr(part, "set_step") and not isinstance(part, Stack))
+        self.clocks: list[Any] = list(clocks)
         self.constrained: list[Any] = [part for part in model.modules() if hasattr(part, "constrain")]
         self.compiled: Any = torch.compile(model) if options.torch_compile else model
         self.per_epoch = options.steps_per_epoch(len(loader))
         self.steps = options.steps(len(loader))
         self.step, self.patience, self.seconds = 0, 0, 0.0  # patience: validations since the best
-        self.norm = torch.zeros(())  # of the last gradient
-        self.asks_each_step = device.type == "cpu"  # elsewhere asking waits for the device
+        self.gradient_norm = torch.zeros(())  # of the last gradient
+        self.checks_each_step = device.type == "cpu"  # elsewhere asking waits for the device
         self.class_weights = class_weights  # on the CPU: reading them from another device would wait for it
         self.running = torch.zeros(4, device=device)  # since the last row: summed loss, weight, right answers, examples
         self.best: dict[str, Any] | None = None
@@ -208,6 +210,7 @@ class Trainer:
         return self.step
 
     def save(self) -> None:
+        """Write a checkpoint: all that going on from here to the same end needs."""
         state = {
             "step": self.step,
             "patience": self.patience,
@@ -225,6 +228,7 @@ class Trainer:
         save_checkpoint(self.folder, self.step, {"model": self.model.state_dict(), "best": self.best_weights}, state)
 
     def log(self, **row: Any) -> None:
+        """Add a row to metrics.jsonl, and to the tracker's."""
         with open(self.log_file, "a") as file:
             file.write(json.dumps({"step": self.step, "epoch": round(self.step / self.per_epoch, 4), **row}) + "\n")
         if self.tracker:
@@ -339,8 +343,8 @@ class Trainer:
             self.running[1] += weight
             self.running[2] += (logits.argmax(1) == labels).sum()
             self.running[3] += len(labels)
-        self.norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm or math.inf)
-        if self.asks_each_step:
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm or math.inf)
+        if self.checks_each_step:
             self.require_finite(self.step + 1)
         rate = self.options.learning_rate * schedule(self.options, self.step, self.steps)
         for group in self.optimizer.param_groups:
@@ -352,9 +356,9 @@ class Trainer:
 
     def require_finite(self, step: int) -> None:
         """Raise Diverged if the last gradient was not finite. One such spoils the weights, and so those after it."""
-        if not torch.isfinite(self.norm):
+        if not torch.isfinite(self.gradient_norm):
             raise Diverged(
-                f"train: the gradient must be finite; got norm={self.norm.item()} at step {step}. "
+                f"train: the gradient must be finite; got norm={self.gradient_norm.item()} at step {step}. "
                 f"Use a lower --learning-rate or more --warmup-steps.",
                 step,
             )
