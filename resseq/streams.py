@@ -243,7 +243,7 @@ class DepthAverage(Connection):
 
 
 class Sources(NamedTuple):
-    """What attention over depth chooses from: the input, and the outputs summed block by block."""
+    """The input, and the outputs summed block by block."""
 
     complete: tuple[Tensor, ...]
     current: Tensor | None = None
@@ -281,25 +281,25 @@ class AttendOverDepth(nn.Module):
         return weighted_sum(torch.stack(scores).softmax(0).to(first.dtype).unbind(), values)
 
 
-class DepthAttention(Connection):
-    """Each sublayer reads what attention gives it of the earlier outputs; no sum runs along.
+class FromHistory(Connection):
+    """Each sublayer reads what is gathered of the earlier outputs; no sum runs along.
 
-    ``v_l = F(pre(attend(v_0, …, v_{l−1})))``, the outputs of a block summed to one v.
+    ``v_l = F(pre(gather(v_0, …, v_{l−1})))``, the outputs of a block summed to one v.
 
     Args:
-        attend: AttendOverDepth.
+        gather: AttendOverDepth or SideBySide.
         ends_block: whether the residual is the last of its block.
     """
 
-    def __init__(self, attend: nn.Module, ends_block: bool, **branch: Any):
+    def __init__(self, gather: nn.Module, ends_block: bool, **branch: Any):
         super().__init__(**branch)
-        self.attend, self.ends_block = attend, ends_block
+        self.gather, self.ends_block = gather, ends_block
 
     def keeps_input(self) -> bool:
-        return False  # the sum is made for the sublayer alone
+        return False  # what is gathered is made for the sublayer alone
 
     def read(self, stream: Sources) -> tuple[Tensor, None]:
-        return self.prepare(self.attend(stream)), None
+        return self.prepare(self.gather(stream)), None
 
     def write(self, stream: Sources, y: Tensor, carry: None) -> Sources:
         complete, current = stream

@@ -510,7 +510,7 @@ def test_blocks_of_lanes_histories_and_pairs_change_places(scheme):
             return model(x)
 
     if scheme == "dense":
-        with pytest.raises(ValueError, match="got a Dense of position 2 for position 0. Use other positions"):
+        with pytest.raises(ValueError, match="got a FromHistory of position 2 for position 0. Use other positions"):
             swap(0, 2)
         return
     order = [2, 1, 0, *range(3, 10)]

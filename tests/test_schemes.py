@@ -208,8 +208,8 @@ def test_a_gradient_reaches_every_parameter(name):
         "fixup": [".first.", ".pre."],
         "hyper": [".mixing.norm.", ".mixing.scale"],
         "mhc": [".mixing.scale"],
-        "attnres": ["residuals.0.connection.attend."],  # one source: nothing to choose
-        "attnres_block": ["residuals.0.connection.attend."],
+        "attnres": ["residuals.0.connection.gather."],  # one source: nothing to choose
+        "attnres_block": ["residuals.0.connection.gather."],
     }.get(name, [])
     assert silent == {key for key in names if any(part in key for part in hidden)}
 

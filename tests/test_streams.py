@@ -95,7 +95,7 @@ def attnres(net, x, size=1):
     outputs = []  # of the sublayers, summed by blocks only when they are read
     for residual in [*net.residuals, net.close]:
         blocks = [sum(outputs[i : i + size]) for i in range(0, len(outputs), size)]
-        at = residual.collapse if residual is net.close else residual.connection.attend
+        at = residual.collapse if residual is net.close else residual.connection.gather
         read = attend(at, [x, *blocks])
         if residual is net.close:
             return norm(read, net.close.norm)
@@ -105,7 +105,7 @@ def attnres(net, x, size=1):
 def dense(net, x):
     outputs = [x]
     for residual in net.residuals:
-        read = residual.connection.attend
+        read = residual.connection.gather
         outputs.append(residual.sublayer(norm(torch.cat(outputs, -1), read.norm) @ read.down.weight.T))
     return norm(torch.cat(outputs, -1), net.close.norm) @ net.close.down.weight.T
 

@@ -11,11 +11,11 @@ from resseq.streams import (
     AttendOverDepth,
     Closing,
     Coupling,
-    DepthAttention,
     DepthAverage,
     DepthWeights,
     Dual,
     DualPath,
+    FromHistory,
     HyperMixing,
     Lanes,
     Layered,
@@ -113,7 +113,7 @@ class AttnRes(_OneWidth):
 
     def connection(self, place: Place) -> Connection:
         size = 1 if self.blocks is None else -(-place.count // self.blocks)
-        return DepthAttention(
+        return FromHistory(
             AttendOverDepth(place.dim, place.channel_dim),
             ends_block=(place.index + 1) % size == 0,
             pre=place.norm_before(),
@@ -147,7 +147,7 @@ class DenseConnections(_OneWidth):
     """
 
     def connection(self, place: Place) -> Connection:
-        return DepthAttention(_side_by_side(place, place.index + 1), ends_block=True)
+        return FromHistory(_side_by_side(place, place.index + 1), ends_block=True)
 
     def open(self, first: Place) -> Any:
         return Sources.of
