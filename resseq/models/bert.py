@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resseq.layers.dropout import Dropout
 from resseq.layers.linear import Embedding, Init, Linear
-from resseq.layers.pooling import find_pooling
+from resseq.layers.pooling import find_pooling, real_tokens
 from resseq.layers.positions import LearnedPositions
 from resseq.pretrained import find_weights, read_config, read_weights
 from resseq.residual import reset_children
@@ -240,7 +240,7 @@ class BertClassifier(nn.Module):
         ends = (ids == self.separator).long()
         types = (ends.cumsum(1) - ends).clamp(max=min(1, self.encoder.options["token_types"] - 1))
         x = self.encoder(ids, mask, types)
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        real = real_tokens(ids, mask)
         return self.head(self.dropout(self.pool(x, real)))
 
 

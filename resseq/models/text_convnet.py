@@ -21,6 +21,7 @@ from resseq.layers.pooling import (
     pool_kmax,
     pool_max,
     pool_mean,
+    real_tokens,
     thin_out,
 )
 from resseq.layers.stages import Step, plan_steps, share_out
@@ -231,7 +232,7 @@ class TextConvNet(nn.Module):
     reset_parameters = reset_children
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        mask = real_tokens(ids, mask)
         if torch.compiler.is_exporting() and not self.training:  # no stage may be left with one position: that is fixed
             ids, mask = F.pad(ids, (0, self.mask_stride)), F.pad(mask, (0, self.mask_stride))
         x = self.dropout(self.token_dropout(self.embedding(ids))).transpose(1, 2)

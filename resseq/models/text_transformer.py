@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,7 +9,7 @@ from resseq.layers.convolution import hide_padding
 from resseq.layers.dropout import Dropout
 from resseq.layers.feedforward import Activation
 from resseq.layers.linear import Conv1d, Embedding, Init, Linear
-from resseq.layers.pooling import find_pooling
+from resseq.layers.pooling import find_pooling, real_tokens
 from resseq.layers.positions import LearnedPositions, SinusoidalPositions
 from resseq.residual import Residual, reset_children
 from resseq.schemes import Scheme
@@ -122,5 +121,5 @@ class TextTransformer(nn.Module):
         if self.phrases is not None:
             x = self.phrases(x, mask=mask)
         x = self.encoder(self.dropout(x), mask)
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        real = real_tokens(ids, mask)
         return self.head(self.dropout(self.pool(x, real)))

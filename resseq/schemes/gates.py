@@ -113,7 +113,7 @@ class Orthogonal(_PreMerge):
     """
 
     def merge(self, place: Place) -> Merge:
-        return orthogonal if place.channel_dim == -1 else partial(orthogonal, channel_dim=place.channel_dim)
+        return partial(orthogonal, channel_dim=place.channel_dim)
 
 
 class DeltaRule(_PreMerge):
