@@ -12,7 +12,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-
   padding: 0 1rem; }
 h1 { line-height: 1.2; }
 figure, .wide { margin: 1rem 0; overflow-x: auto; }
-svg { width: 100%; min-width: 34rem; height: auto; }
+svg { max-width: 100%; min-width: 34rem; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
 pre { background: #f4f4f4; padding: 1rem; white-space: pre-wrap; }
