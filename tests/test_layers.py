@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import lengths_to_mask
 from torch import nn
 
 from resseq import LearnedScale, TransformerEncoder
@@ -14,10 +15,6 @@ from resseq.layers.pooling import POOLINGS, find_pooling
 from resseq.layers.positions import LearnedPositions, SinusoidalPositions, rotate
 
 D, H = 8, 2
-
-
-def lengths_to_mask(*lengths):
-    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
 @pytest.mark.parametrize("mask", [None, lengths_to_mask(5, 3)])

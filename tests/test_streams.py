@@ -3,33 +3,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import LAYERS, D, Sublayer, randomised, stack
 from torch import nn
 
 from resseq import SCHEMES, Residual, Stack, TransformerEncoder
 from resseq.layers.dropout import Dropout
 from resseq.schemes.streams import AttnRes, Hyper, Reversible
 from resseq.streams import Coupling, HyperMixing, Lanes, Pair, sinkhorn
-
-D, LAYERS = 6, 3
-
-
-class Sublayer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(D, D), nn.Linear(D, D)
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
-
-
-def stack(scheme, layers=LAYERS, **options):
-    return Stack([(Sublayer(), Sublayer()) for _ in range(layers)], dim=D, scheme=scheme, **options)
-
-
-def randomised(module, std=0.5):
-    for parameter in module.double().parameters():
-        nn.init.normal_(parameter, std=std)
-    return module
 
 
 def norm(x, n):
