@@ -563,7 +563,10 @@ def test_stray_file_among_the_splits_is_refused(tmp_path):
 def test_train_split_is_needed(tmp_path):
     write(tmp_path / "validation.csv")
     write(tmp_path / "test.csv")
-    message = f"data: data must have a train split; got data='{tmp_path}' with splits=['test', 'validation']. Add one."
+    message = (
+        f"data: data must have a train split; got data='{tmp_path}' with splits=['test', 'validation']. "
+        f"Add a file whose name begins with train, or give one file alone: it is then divided."
+    )
     assert refused(load, tmp_path) == message
     assert refused(load_as_is, tmp_path) == message
     assert refused(load_text, TextOptions(data=str(tmp_path)), classes=["neg", "pos"]) == message

@@ -376,7 +376,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing(data, finished, tmp_path, mon
     assert main(flags(run, data)) == 1
     monkeypatch.undo()
     error = capsys.readouterr().err
-    assert re.fullmatch(r"resseq: train: the disk must take .*; got .*state.pt: No space left .*\n", error)
+    assert re.fullmatch(r"resseq: Run: the disk must take .*; got .*state.pt: No space left .*\n", error)
     assert not list(run.glob(".*"))
     verify(newest_checkpoint(run))
     train(run, data, resume="auto")

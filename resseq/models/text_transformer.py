@@ -49,6 +49,7 @@ class TextTransformer(nn.Module):
         pack: leave padding out of the encoder where that is faster; see TransformerEncoder.
         activation_checkpointing: keep less for the backward pass, and compute it again; see Stack.
 
+    >>> import torch
     >>> model = TextTransformer(100, num_classes=3, dim=8, depth=2, heads=2, max_length=16)
     >>> model(torch.randint(100, (4, 16))).shape
     torch.Size([4, 3])
