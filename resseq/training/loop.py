@@ -329,7 +329,11 @@ class Trainer:
         self.log(inspect=report.by_depth)
 
     def take_step(self, window: list[Batch]) -> None:
-        """One optimizer step on the mean loss of a window's examples, weighted by their classes."""
+        """One optimizer step on the mean loss of a window's examples, weighted by their classes.
+
+        Not by cross_entropy's own ``weight``: that weighs each part of a smoothed label by its class, so that a rare
+        class would be most of every example's.
+        """
         weights = self.class_weights
         each = [len(batch["labels"]) if weights is None else weights[batch["labels"]].sum() for batch in window]
         total = float(sum(each))
@@ -339,9 +343,10 @@ class Trainer:
             labels = inputs.pop("labels")
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
                 logits = self.compiled(**inputs)
-            loss = F.cross_entropy(
-                logits.float(), labels, weights, reduction="sum", label_smoothing=self.options.label_smoothing_factor
-            )
+            reduction, smoothing = "sum" if weights is None else "none", self.options.label_smoothing_factor
+            loss = F.cross_entropy(logits.float(), labels, reduction=reduction, label_smoothing=smoothing)
+            if weights is not None:
+                loss = loss @ weights[labels]
             (loss / total).backward()
             self.running[0] += loss.detach()
             self.running[1] += weight
