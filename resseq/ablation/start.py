@@ -13,7 +13,7 @@ from resseq.diagnostics.memory import saved_storages
 from resseq.models import build_model
 from resseq.options import TrainOptions
 from resseq.residual import Residual, Stack
-from resseq.training.loop import choose_device
+from resseq.training.loop import choose_device, make_ready
 
 if TYPE_CHECKING:
     from resseq.data import Corpus
@@ -40,8 +40,9 @@ def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float | 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(options.seed)
         model = build_model(options, len(corpus.classes), **corpus.reader.shape)
-        model.to(device).train()
+        model.to(device)
         batch = {name: value.to(device) for name, value in first_batches(options, corpus)[0].items()}
+        make_ready(model, batch, device)
         labels = batch.pop("labels")
         stack = next(module for module in model.modules() if isinstance(module, Stack))
         first, last = (cast(Residual, stack.residuals[index]) for index in (0, -1))

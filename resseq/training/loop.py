@@ -147,6 +147,15 @@ def calibrate(model: nn.Module, batch: Batch, device: torch.device) -> None:
         hook.remove()
 
 
+def make_ready(model: nn.Module, batch: Batch, device: torch.device) -> None:
+    """Bring a new model to where its first step, on this batch, finds it: calibrated, in training, clocks at 1."""
+    calibrate(model, batch, device)
+    model.train()
+    for part in model.modules():
+        if hasattr(part, "set_step"):
+            part.set_step(1)
+
+
 def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     """The batches of each optimizer step; the last window may be short."""
     iterator = iter(batches)
