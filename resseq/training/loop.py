@@ -151,9 +151,9 @@ def make_ready(model: nn.Module, batch: Batch, device: torch.device) -> None:
     """Bring a new model to where its first step, on this batch, finds it: calibrated, in training, clocks at 1."""
     calibrate(model, batch, device)
     model.train()
-    for part in model.modules():
-        if hasattr(part, "set_step"):
-            part.set_step(1)
+    clocks: list[Any] = [part for part in model.modules() if hasattr(part, "set_step")]
+    for clock in clocks:
+        clock.set_step(1)
 
 
 def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
