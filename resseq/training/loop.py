@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -133,7 +134,10 @@ def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Op
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batch: Batch, device: torch.device) -> None:
-    """Show a first batch to the parts whose start depends on data: ``calibrate(...)`` gets what their forward gets."""
+    """Show a first batch to the parts whose start depends on data: ``calibrate(...)`` gets what their forward gets.
+
+    Without dropout, but with the batch's own statistics in batch norms, which know no others yet; they forget them.
+    """
 
     def look(part: Any, args: Any, kwargs: Any) -> None:
         part.calibrate(*args, **kwargs)
@@ -141,8 +145,14 @@ def calibrate(model: nn.Module, batch: Batch, device: torch.device) -> None:
     parts = [part for part in model.modules() if hasattr(part, "calibrate")]
     hooks = [part.register_forward_pre_hook(look, with_kwargs=True) for part in parts]
     if parts:
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         model.eval()
+        for part in model.modules():
+            if isinstance(part, _BatchNorm):
+                part.train()
         model(**{name: value.to(device) for name, value in batch.items() if name != "labels"})
+        for buffer, before in buffers:
+            buffer.copy_(before)
     for hook in hooks:
         hook.remove()
 
