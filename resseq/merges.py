@@ -229,7 +229,7 @@ class Delta(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         require_one_shape(x, y)
         dim = self.channel_dim
-        k = F.normalize(at_least_float32(y), dim=dim).to(y.dtype)
+        k = F.normalize(at_least_float32(y), dim=dim, eps=1e-4).to(y.dtype)  # at y = 0 the gradient is 1/eps
         strength = 2 * torch.sigmoid(project(unit_rms(x, dim), self.strength, self.strength_bias, dim))
         value = project(x, self.value, self.value_bias, dim)
         return x + strength * (value - (k * x).sum(dim, keepdim=True)) * k

@@ -66,7 +66,7 @@ class Residual(nn.Module):
         super().__setattr__(name, value)
         if name == "sublayer":  # one that is put in later has keywords of its own
             self.takes_keywords = _keywords(value)
-            self.attends = isinstance(_uncompiled(value), nn.MultiheadAttention)
+            self.attends = isinstance(_unwrapped(value), nn.MultiheadAttention)
 
     def takes(self, keywords: dict[str, Any]) -> dict[str, Any]:
         """Those of the keywords that the sublayer takes."""
@@ -115,9 +115,12 @@ def _overwritten(sublayer: Any) -> ValueError:
     )
 
 
-def _uncompiled(sublayer: Any) -> Any:
-    """What torch.compile was given, whose type and signature count."""
-    return getattr(sublayer, "_orig_mod", sublayer)
+def _unwrapped(sublayer: Any) -> Any:
+    """What torch.compile, activation checkpointing or FSDP has wrapped: its type and signature count."""
+    for name in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"):
+        if hasattr(sublayer, name):
+            return _unwrapped(getattr(sublayer, name))
+    return sublayer
 
 
 def _mask_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -145,7 +148,7 @@ def _attention_arguments(
 
 def _keywords(sublayer: Any) -> set[str] | None:
     """The keywords that a sublayer takes beside its input; None if it takes any."""
-    sublayer = _uncompiled(sublayer)
+    sublayer = _unwrapped(sublayer)
     try:
         parameters = inspect.signature(sublayer.forward if isinstance(sublayer, nn.Module) else sublayer).parameters
     except ValueError:  # a function written in C, such as torch.exp

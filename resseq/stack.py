@@ -40,7 +40,9 @@ class Stack(nn.Module):
         shortcuts: one per residual, a map to the branch's shape, or None for the identity.
         channel_dim: where the width stands: −1, or 1 for channels first.
         activation_checkpointing: keep of each residual its input alone, and run it again for the backward pass (Chen
-            et al. 2016, arXiv:1604.06174). The gradients are the same, dropout included.
+            et al. 2016, arXiv:1604.06174). The gradients are the same, dropout included, where the backward pass
+            finds the weights of the forward pass (not those of a ``functional_call`` that is over). torch.func keeps
+            everything.
     Raises: ValueError for an unknown scheme, a dim or shortcuts of another length, a keyword that no sublayer takes,
         and for activation checkpointing of batch norms.
 
@@ -126,11 +128,13 @@ class Stack(nn.Module):
         if self.scheme.recompute and learning and may_recompute(residuals):
             keywords = [residual.takes(kwargs) for residual in residuals]
             return self.close(run_reversible(residuals, stream, args, keywords))
+        # torch.func knows no hooks on what is saved, by which a checkpoint drops it
+        keeps_inputs = self.activation_checkpointing and learning and not torch._C._are_functorch_transforms_active()
         for i, residual in enumerate(residuals):
             taken = residual.takes(kwargs)
             if caches is not None and (residual.takes_keywords is None or "cache" in residual.takes_keywords):
                 taken = taken | {"cache": caches[i] if caches else ()}
-            if self.activation_checkpointing and learning:
+            if keeps_inputs:
                 stream = checkpoint(partial(residual, **taken), stream, *args, use_reentrant=False)
             else:
                 stream = residual(stream, *args, **taken)

@@ -615,6 +615,14 @@ def test_inspection_does_not_make_another_cell_of_it():
     assert (plain.name, inspected.options.inspect_every) == (inspected.name, 5)
 
 
+def test_the_start_is_that_of_the_first_step(data, corpus):
+    """Admin has seen its first batch by then, and the clocks of those that fade in stand at 1."""
+    cells = cells_of(as_options(data=data, **{**SMALL, "schemes": ("post", "admin", "prores"), "depths": (4,)}))
+    post, admin, prores = (start.measure_start(cell.options, corpus) for cell in cells)
+    assert admin["gradient_norm_last"] < 0.9 * post["gradient_norm_last"]
+    assert prores["gradient_norm_first"] > 0
+
+
 @pytest.mark.parametrize("scheme", ["hyper", "attnres", "denseformer", "dense", "resi_dual", "reversible"])
 def test_the_start_is_measured_whatever_the_stream_is(scheme, data, corpus):
     (cell,) = cells_of(as_options(data=data, **{**SMALL, "schemes": (scheme,), "depths": (2,)}))

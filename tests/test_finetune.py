@@ -196,6 +196,14 @@ def test_what_is_wrong_is_said_before_the_data_is_read(checkpoint, tmp_path, giv
         resseq.train(data="nowhere.csv", output_dir=str(tmp_path / "run"), **given)
 
 
+@pytest.mark.parametrize(("text", "pairs", "least"), [("apple", False, 2), ("apple\tpear", True, 3)])
+def test_a_length_without_room_for_the_special_tokens_is_refused(checkpoint, text, pairs, least):
+    tokenizer = load_pretrained_tokenizer(checkpoint)
+    assert encode(tokenizer, [text], None, least, pairs).lengths.tolist() == [least]
+    with pytest.raises(ValueError, match=f"max_length must be at least {least}; got max_length={least - 1}"):
+        encode(tokenizer, [text], None, least - 1, pairs)
+
+
 def test_a_grid_starts_from_scratch():
     with pytest.raises(ValueError, match="resnet152, from scratch; got --model owner/name"):
         resseq.ablate(model="owner/name")

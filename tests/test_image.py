@@ -280,6 +280,8 @@ def test_the_linear_baseline_reads_the_colours():
     labels = (pixels[:, 0].float().mean((1, 2)) > 127).long().tolist()
     images = Images(pixels, labels)
     assert pixel_baseline(images, images, classes=2) > 0.95
+    one = Images(pixels[:1], labels[:1])
+    assert pixel_baseline(one, one, classes=2) == 1
 
 
 def test_a_grid_of_images(data, tmp_path):

@@ -14,7 +14,7 @@ from resseq.models import build_model
 from resseq.options import TrainOptions
 from resseq.residual import Residual
 from resseq.stack import Stack
-from resseq.training.loop import choose_device
+from resseq.training.loop import choose_device, make_ready
 from resseq.training.metrics import on_device
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float | 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(options.seed)
         model = build_model(options, len(corpus.classes), **corpus.reader.shape)
-        model.to(device).train()
+        model.to(device)
         batch, labels = on_device(first_batches(options, corpus)[0], device)
+        make_ready(model, batch, device)
         stack = next(module for module in model.modules() if isinstance(module, Stack))
         first, last = (cast(Residual, stack.residuals[index]) for index in (0, -1))
         sizes: dict[str, float] = {}

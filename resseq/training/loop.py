@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -127,7 +128,10 @@ def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Op
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batch: Batch, device: torch.device) -> None:
-    """Show a first batch to the parts whose start depends on data: ``calibrate(...)`` gets what their forward gets."""
+    """Show a first batch to the parts whose start depends on data: ``calibrate(...)`` gets what their forward gets.
+
+    Without dropout, but with the batch's own statistics in batch norms, which know no others yet; they forget them.
+    """
 
     def look(part: Any, args: Any, kwargs: Any) -> None:
         part.calibrate(*args, **kwargs)
@@ -135,10 +139,25 @@ def calibrate(model: nn.Module, batch: Batch, device: torch.device) -> None:
     parts = [part for part in model.modules() if hasattr(part, "calibrate")]
     hooks = [part.register_forward_pre_hook(look, with_kwargs=True) for part in parts]
     if parts:
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         model.eval()
+        for part in model.modules():
+            if isinstance(part, _BatchNorm):
+                part.train()
         model(**{name: value.to(device) for name, value in batch.items() if name != "labels"})
+        for buffer, before in buffers:
+            buffer.copy_(before)
     for hook in hooks:
         hook.remove()
+
+
+def make_ready(model: nn.Module, batch: Batch, device: torch.device) -> None:
+    """Bring a new model to where its first step, on this batch, finds it: calibrated, in training, clocks at 1."""
+    calibrate(model, batch, device)
+    model.train()
+    clocks: list[Any] = [part for part in model.modules() if hasattr(part, "set_step")]
+    for clock in clocks:
+        clock.set_step(1)
 
 
 def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -326,7 +345,11 @@ class Trainer:
         self.log(inspect=report.by_depth)
 
     def take_step(self, window: list[Batch]) -> None:
-        """One optimizer step on the mean loss of a window's examples, weighted by their classes."""
+        """One optimizer step on the mean loss of a window's examples, weighted by their classes.
+
+        Not by cross_entropy's own ``weight``: that weighs each part of a smoothed label by its class, so that a rare
+        class would be most of every example's.
+        """
         weights = self.class_weights
         each = [len(batch["labels"]) if weights is None else weights[batch["labels"]].sum() for batch in window]
         total = float(sum(each))
@@ -335,9 +358,10 @@ class Trainer:
             inputs, labels = on_device(batch, self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
                 logits = self.compiled(**inputs)
-            loss = F.cross_entropy(
-                logits.float(), labels, weights, reduction="sum", label_smoothing=self.options.label_smoothing_factor
-            )
+            reduction, smoothing = "sum" if weights is None else "none", self.options.label_smoothing_factor
+            loss = F.cross_entropy(logits.float(), labels, reduction=reduction, label_smoothing=smoothing)
+            if weights is not None:
+                loss = loss @ weights[labels]
             (loss / total).backward()
             self.running[0] += loss.detach()
             self.running[1] += weight
