@@ -193,7 +193,9 @@ def _class_weights(corpus: "Corpus") -> "Tensor":
 
 def evaluate(
     run: RunFolder,
-    data: Annotated[str | os.PathLike[str] | None, arg(constructor=str, metavar="STR")] = None,
+    data: Annotated[
+        str | os.PathLike[str] | None, arg(constructor=str, metavar="STR", help_behavior_hint="(default: None)")
+    ] = None,
     *,
     split: str = "test",
     text_column: str | tuple[str, ...] | None = None,

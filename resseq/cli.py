@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif isinstance(result, InspectOptions):
             _inspect(result)
         elif result is not None:
-            print(json.dumps(result, indent=2), flush=True)
+            print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)
             if "classes" in result:
                 print(_by_class(result["classes"]), file=sys.stderr)
     except BrokenPipeError:  # whoever read our output has gone

@@ -27,7 +27,9 @@ MADE_UP = ["", "a text", "another, which is a little longer than the one before 
 
 def export(
     run: RunFolder,
-    output: Annotated[str | os.PathLike[str] | None, arg(constructor=str, metavar="FILE")] = None,
+    output: Annotated[
+        str | os.PathLike[str] | None, arg(constructor=str, metavar="FILE", help_behavior_hint="(default: None)")
+    ] = None,
     *,
     format: Literal["torch", "onnx"] | None = None,
 ) -> dict[str, Any]:
