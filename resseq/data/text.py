@@ -27,7 +27,7 @@ class TextOptions(DataOptions):
     vocab_size: int = 4000
     """Tokens that bpe, wordpiece and character may have (the first two have every character seen, even beyond it)."""
     max_length: int = 256
-    """Tokens a text may have; a longer one is cut."""
+    """Tokens a text may have; a longer one is cut. A checkpoint that knows fewer places has its own limit."""
     lowercase: bool = True
     """Read capital letters as small ones."""
 
