@@ -2,6 +2,7 @@ import csv
 import email.message
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -297,7 +298,12 @@ def test_missing_path_is_refused_without_asking_the_hub(monkeypatch, data):
 def test_hub_failure_is_one_line(monkeypatch, error, reason):
     import datasets
 
+    notices = []
+    client = logging.getLogger("huggingface_hub.a_part_of_it")
+    monkeypatch.setattr(client, "handle", notices.append)
+
     def fail(name):
+        client.warning("Retrying in 1s [Retry 1/5].")
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
@@ -305,6 +311,9 @@ def test_hub_failure_is_one_line(monkeypatch, error, reason):
         "data: data='owner/name' is neither pystdlib, nor a file or folder here, nor a Hugging Face dataset that"
         f" can be loaded ({reason}). Check the spelling."
     )
+    assert not notices
+    client.warning("Somebody else's.")
+    assert len(notices) == 1
 
 
 @pytest.mark.parametrize(
