@@ -368,6 +368,11 @@ def test_hub_failure_is_one_line(monkeypatch, error, reason):
             b'{"text": "a", "label": null}\n',
             "every row must have a label; got none in row 1 of {path}. Fill or delete the row.",
         ),
+        (
+            "a.jsonl",
+            b'{"text": "a", "label": 1}\n{"text": {"en": "a"}, "label": 1}\n{"text": ["a"], "label": 1}\n',
+            "a text must be one value; got a dict in rows 2, 3 of {path}. Make it a text, or name another column by",
+        ),
         ("a.jsonl", b'{"label": 1}\n{"text": "a"}\n', "every row must have a text; got none in row 1 of {path}."),
         (
             "a.jsonl",
