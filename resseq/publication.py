@@ -53,6 +53,12 @@ def export(
             f"export: only text classifiers can be exported; got a run on {loaded.reader.inputs} in {run}. "
             f"Give the folder of a run on texts."
         )
+    reader: Any = loaded.reader
+    if reader.max_length < 3:  # two is what it is traced with
+        raise ValueError(
+            f"export: the length of a text must be free; got a run with --max-length {reader.max_length}. "
+            f"Train with 3 or more."
+        )
     named = {".pt2": "torch", ".onnx": "onnx"}.get(Path(output or "").suffix)
     if format not in (None, *FILES) or named not in (None, format or named):
         where = f" with --output {output}" if output else ""
@@ -66,7 +72,11 @@ def export(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.open("ab").close()  # whether it can be written is known before the work
     batches = _batches(loaded)
-    _write(loaded, file, format, batches[-1])
+    try:
+        _write(loaded, file, format, batches[-1])
+    finally:
+        if not file.stat().st_size:
+            file.unlink()
     run_file = _open(file, format)
     with torch.inference_mode():
         compared = [(run_file(batch["ids"], batch["mask"]), loaded.model(**batch)) for batch in batches]

@@ -100,7 +100,10 @@ class Stack(nn.Module):
         return None if None in each else set().union(*(names or () for names in each))
 
     def calibrate(self, *args: Any, **kwargs: Any) -> None:
-        """Let a scheme whose start depends on data (Admin) see a first batch: the arguments are those of forward."""
+        """Let a scheme whose start depends on data (Admin) see a first batch: the arguments are those of forward.
+
+        In eval mode, or dropout counts; but with batch norms in training mode, since they know no statistics yet.
+        """
         self.scheme.calibrate(self, *args, **kwargs)
 
     def set_step(self, step: int) -> None:

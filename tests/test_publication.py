@@ -50,6 +50,27 @@ def test_the_file_s_name_says_its_format(run, tmp_path, capsys):
     assert "Is a directory" in capsys.readouterr().err
 
 
+def test_what_cannot_be_traced_is_one_line_and_leaves_no_file(run, tmp_path, monkeypatch):
+    short = tmp_path / "short"
+    resseq.train(output_dir=str(short), device="cpu", **SMALL | {"dim": 16, "max_length": 2})
+    with pytest.raises(
+        ValueError, match="the length of a text must be free; got a run with --max-length 2. Train with"
+    ):
+        resseq.export(short)
+
+    def fail(*args, **options):
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    file, old = tmp_path / "model.pt2", tmp_path / "old.pt2"
+    old.write_bytes(b"of an earlier run")
+    for output in (file, old):
+        with pytest.raises(ValueError, match="no such operator"):
+            resseq.export(run, output)
+    assert not file.exists()
+    assert old.exists()
+
+
 def test_texts_of_one_token_are_enough_to_trace_with(tmp_path):
     rows = "".join(f"{letter},{'vowel' if letter in 'aeiou' else 'consonant'}\n" for letter in "abcdefghijklmnoprstu")
     (tmp_path / "letters.csv").write_text("text,label\n" + rows)
