@@ -11,7 +11,8 @@ from tokenizers import BertWordPieceTokenizer
 
 import resseq
 from resseq import Bert
-from resseq.data import encode, load_pretrained_tokenizer
+from resseq.data.batching import encode
+from resseq.data.tokenizer import load_pretrained_tokenizer
 from resseq.models.bert import BertClassifier
 from resseq.options import TrainOptions
 from resseq.run import Run
@@ -79,7 +80,7 @@ def test_the_run_folder_needs_the_checkpoint_no_more(run):
 
 
 def test_a_line_to_predict_holds_both_texts(run):
-    with pytest.raises(ValueError, match="a pair is two texts with a tab between; got text='apple'. Write a tab."):
+    with pytest.raises(ValueError, match="a pair is two texts with a tab between; got text='apple'. Write one."):
         list(resseq.predict(str(run[0]), ["apple"], device="cpu"))
 
 

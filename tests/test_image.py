@@ -12,9 +12,10 @@ from PIL import Image
 import resseq
 from resseq.ablation.grid import as_options, cells_of
 from resseq.cli import main
-from resseq.data import ImageOptions, Images, load_images, prepare
 from resseq.data.baseline import pixel_baseline
-from resseq.data.image import decode, read_picture
+from resseq.data.batching import Images
+from resseq.data.corpus import prepare
+from resseq.data.image import ImageOptions, decode, load_images, read_picture
 from resseq.models import check_model
 from resseq.models.image_classifier import ImageClassifier, shift_and_mirror
 from resseq.options import TrainOptions

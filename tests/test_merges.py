@@ -2,20 +2,14 @@ import copy
 
 import pytest
 import torch
+from helpers import randomised
 from torch import nn
 
 from resseq import Concat, GRUGate, Highway, LearnedScale, Stack
-from resseq.merges import Delta, add, branch_only, drop_path
+from resseq.factors import drop_path
+from resseq.merges import Delta, add, branch_only
 
 D = 6
-
-
-def randomised(module, scale=0.5):
-    """The module in float64 with every parameter random, so that no start hides a mistake."""
-    module = module.double()
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=scale)
-    return module
 
 
 def pair(*shape):

@@ -84,7 +84,7 @@ import resseq
 from resseq.cli import main
 from resseq.run import Run
 from resseq.training import loop
-from resseq.training.checkpoint import checkpoints, claim, newest_checkpoint, save_checkpoint, verify, write_manifest
+from resseq.training.checkpoint import checkpoints, newest_checkpoint, save_checkpoint, verify, write_manifest
 from resseq.training.loop import Stopped, Trainer
 
 OPTIONS = {
@@ -351,21 +351,12 @@ def test_a_finished_run_is_not_served_for_data_that_changed(tmp_path):
         train(tmp_path / "run", data, resume="auto", max_steps=1)
 
 
-def hold(folder: Path, ready) -> None:
-    with claim(folder):
-        ready.set()
-        threading.Event().wait()
-
-
 def test_two_processes_on_one_folder(run, data):
-    ready = test_kill.FORK.Event()
-    other = test_kill.FORK.Process(target=hold, args=(run, ready))
-    other.start()
-    assert ready.wait(60)
-    with pytest.raises(ValueError, match="one process at a time may write to a run folder; got --output-dir"):
+    with (
+        test_kill.in_use(run),
+        pytest.raises(ValueError, match="one process at a time may write to a run folder; got --output-dir"),
+    ):
         train(run, data, resume="auto")
-    other.kill()
-    other.join()
     train(run, data, resume="auto")  # the system let the folder go
 
 
@@ -386,7 +377,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing(data, finished, tmp_path, mon
     assert main(flags(run, data)) == 1
     monkeypatch.undo()
     error = capsys.readouterr().err
-    assert re.fullmatch(r"resseq: train: the disk must take .*; got .*state.pt: No space left .*\n", error)
+    assert re.fullmatch(r"resseq: Run: the disk must take .*; got .*state.pt: No space left .*\n", error)
     assert not list(run.glob(".*"))
     verify(newest_checkpoint(run))
     train(run, data, resume="auto")

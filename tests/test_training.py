@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from resseq import Stack, TextConvNet
-from resseq.data import LengthBatches, Tokens, collate
+from resseq.data.batching import LengthBatches, Tokens, collate
 from resseq.training.checkpoint import Damaged, checkpoints, load_state, load_weights, save_checkpoint, save_weights
 from resseq.training.config import TrainingOptions
 from resseq.training.loop import Diverged, Trainer, better, calibrate, choose_device, make_optimizer, schedule, windows
@@ -166,8 +166,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, broken)
 
 def test_where_asking_waits_for_the_device_a_gradient_is_looked_at_before_anything_is_kept(tmp_path, monkeypatch):
     run = trainer(tmp_path / "run", max_steps=20, eval_steps=10, logging_steps=4)
-    assert run.asks_each_step
-    run.asks_each_step = False
+    assert run.checks_each_step
+    run.checks_each_step = False
     monkeypatch.setattr(
         Trainer, "take_step", lambda self, window, own=Trainer.take_step: own(self, spoil(self, window))
     )
@@ -181,7 +181,7 @@ def test_where_asking_waits_for_the_device_a_gradient_is_looked_at_before_anythi
         run.train()
     assert not checkpoints(tmp_path / "run")
     run = trainer(tmp_path / "other", max_steps=20, eval_steps=10, logging_steps=4)
-    run.asks_each_step = False
+    run.checks_each_step = False
     run.model.head.weight.data.fill_(float("nan"))
     with pytest.raises(Diverged, match="at step 4"):
         run.train()

@@ -83,7 +83,7 @@ def encode(
 def _pair(text: str) -> tuple[str, str]:
     first, tab, second = text.partition("\t")
     if not tab:
-        raise ValueError(f"encode: a pair is two texts with a tab between; got text={text!r}. Write a tab.")
+        raise ValueError(f"encode: a pair is two texts with a tab between; got text={text[:40]!r}. Write one.")
     return first, second
 
 
