@@ -68,7 +68,7 @@ def _input_card(options: TrainOptions, reader: Any) -> str:
     case = ", lower case" if options.lowercase else ""
     tokenizer = "the checkpoint's tokenizer" if options.fine_tunes else f"{options.tokenizer}{case}"
     return (
-        f"- Texts are cut at {options.max_length} tokens ({tokenizer}).\n"
+        f"- Texts are cut at {reader.max_length} tokens ({tokenizer}).\n"
         f"- Use: `resseq predict FOLDER texts.txt`, one text to a line, or "
         f'`resseq.predict(FOLDER, ["a text", "another"])`.'
     )

@@ -97,7 +97,7 @@ def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]
             flag, value = flag_of(each.name), getattr(options, each.name)
             raise ValueError(f"train: a checkpoint has its own tokenizer; got {flag} {value}. Leave it out.")
     encoder, tokenizer = Bert.from_pretrained(options.model), load_pretrained_tokenizer(options.model)
-    if options.max_length > encoder.options["max_length"]:
+    if options.max_length != TextOptions.max_length and options.max_length > encoder.options["max_length"]:
         raise ValueError(
             f"train: texts may be as long as the checkpoint's; got --max-length {options.max_length}. "
             f"Use {encoder.options['max_length']} or less."
@@ -197,7 +197,9 @@ def _class_weights(corpus: "Corpus") -> "Tensor":
 
 def evaluate(
     run: RunFolder,
-    data: Annotated[str | os.PathLike[str] | None, arg(constructor=str, metavar="STR")] = None,
+    data: Annotated[
+        str | os.PathLike[str] | None, arg(constructor=str, metavar="STR", help_behavior_hint="(default: None)")
+    ] = None,
     *,
     split: str = "test",
     text_column: str | tuple[str, ...] | None = None,

@@ -36,8 +36,8 @@ def _caveats(result: dict[str, Any], options: TrainOptions) -> str:
     """A line on each thing that one should know before trusting the numbers."""
     lines = []
     if result["truncated"]:
-        share, longest = result["truncated"], options.max_length
-        lines.append(f"{share:.1%} of the training texts are longer than {longest} tokens, and cut there")
+        allowed = "--max-length and the checkpoint allow" if options.fine_tunes else f"{options.max_length} tokens"
+        lines.append(f"{result['truncated']:.1%} of the training texts are longer than {allowed}, and cut there")
     if result["repeated"]:
         lines.append(f"{result['repeated']:,} of the test {options.task}s stand among those for training too")
     if 3 * options.warmup_steps > result["steps"]:
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in result:
                 print(json.dumps(row, ensure_ascii=False), flush=True)
         else:
-            print(json.dumps(result, indent=2), flush=True)
+            print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)
             if "classes" in result:
                 print(_by_class(result["classes"]), file=sys.stderr)
     except BrokenPipeError:  # whoever read our output has gone

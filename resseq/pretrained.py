@@ -1,6 +1,9 @@
 """What somebody published: a file, a folder, or a repository on the Hugging Face hub."""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -10,6 +13,18 @@ if TYPE_CHECKING:
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 HUB = "hf://"  # before OWNER/NAME, where a name alone would be a folder
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """The hub's client logs each attempt that fails; here they go unsaid, and the caller says what came of them."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def find_file(source: str | Path, *names: str) -> Path | None:
@@ -23,7 +38,8 @@ def find_file(source: str | Path, *names: str) -> Path | None:
                 return Path(source) / name
             continue
         try:
-            return Path(hf_hub_download(str(source), name))
+            with quiet_hub():
+                return Path(hf_hub_download(str(source), name))
         except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):  # offline is the first of them too
             continue
     return None

@@ -27,7 +27,9 @@ MADE_UP = ["", "a text", "another, which is a little longer than the one before 
 
 def export(
     run: RunFolder,
-    output: Annotated[str | os.PathLike[str] | None, arg(constructor=str, metavar="FILE")] = None,
+    output: Annotated[
+        str | os.PathLike[str] | None, arg(constructor=str, metavar="FILE", help_behavior_hint="(default: None)")
+    ] = None,
     *,
     format: Literal["torch", "onnx"] | None = None,
 ) -> dict[str, Any]:
@@ -137,7 +139,8 @@ def _write(run: Run, file: Path, format: str, batch: "Batch") -> None:
     # two rows and two tokens at least: what is 1 while tracing stays 1 for ever
     missing = max(0, 2 - batch["ids"].shape[1])
     example = tuple(F.pad(value, (0, missing)).repeat(2, 1) for value in (batch["ids"], batch["mask"]))
-    free: Any = {0: Dim.DYNAMIC, 1: Dim("length", min=2, max=run.options.max_length)}
+    reader: Any = run.reader
+    free: Any = {0: Dim.DYNAMIC, 1: Dim("length", min=2, max=reader.max_length)}
     program = torch.export.export(
         run.model, example, dynamic_shapes=(free, free), prefer_deferred_runtime_asserts_over_guards=True
     )

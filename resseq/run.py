@@ -194,11 +194,12 @@ def evaluation_batches(examples: "Tokens | Images", batch_size: int) -> tuple["D
 
 
 def checkpoint_reader(options: TrainOptions, tokenizer: "Tokenizer", pretrained: dict[str, Any]) -> "TextReader":
-    """Two text columns are a pair, which a checkpoint takes apart."""
+    """Two text columns are a pair, which a checkpoint takes apart; no text is longer than its encoder knows places."""
     from resseq.data.readers import PairReader, TextReader
 
     pairs = isinstance(options.text_column, tuple) and len(options.text_column) == 2
-    return (PairReader if pairs else TextReader)(tokenizer, options.max_length, pretrained)
+    longest = min(options.max_length, pretrained["encoder"]["max_length"])
+    return (PairReader if pairs else TextReader)(tokenizer, longest, pretrained)
 
 
 def _rows_per_step(options: dict[str, Any]) -> int:

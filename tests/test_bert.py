@@ -1,4 +1,5 @@
 import json
+import logging
 import pickle
 
 import pytest
@@ -147,7 +148,11 @@ def test_downloads_from_the_hub_what_it_reads(tmp_path, monkeypatch):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     asked = []
 
+    client, notices = logging.getLogger("huggingface_hub.a_part_of_it"), []
+    monkeypatch.setattr(client, "handle", notices.append)
+
     def download(hub_id, name):
+        client.warning("Retrying in 1s [Retry 1/5].")
         asked.append((hub_id, name))
         if not (tmp_path / name).exists():
             raise LocalEntryNotFoundError(name)
@@ -155,6 +160,7 @@ def test_downloads_from_the_hub_what_it_reads(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     ours = Bert.from_pretrained("someone/bert")
+    assert not notices
     assert asked == [("someone/bert", name) for name in ("config.json", "model.safetensors", "pytorch_model.bin")]
     torch.testing.assert_close(ours(*inputs()), hidden_states(model, *inputs()), rtol=0, atol=1e-5)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import resseq
+from resseq import cli
 from resseq.cli import main
 from resseq.options import TrainOptions
 from resseq.run import Run
@@ -370,6 +371,22 @@ def test_a_mistake_is_answered_in_one_line(arguments, message, tmp_path, monkeyp
     assert message in error
     assert error.startswith("resseq: ")
     assert error.count("\n") == 1
+
+
+def test_the_names_of_classes_are_printed_as_they_are(monkeypatch, capsys):
+    row = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "rows": 1}
+    monkeypatch.setitem(cli.VERBS, "evaluate", lambda: {"classes": {"négatif": row, "中性": row}})
+    assert main(["evaluate"]) == 0
+    out = capsys.readouterr().out
+    assert "négatif" in out
+    assert "中性" in out
+
+
+@pytest.mark.parametrize("arguments", [["export", "--help"], ["evaluate", "--help"]])
+def test_a_default_of_none_is_shown_as_such(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "['None']" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("wrong", "right"), [("--lerning-rate", "--learning-rate"), ("--sheme", "--scheme")])

@@ -2,6 +2,7 @@ import csv
 import email.message
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -291,7 +292,12 @@ def test_missing_path_is_refused_without_asking_the_hub(monkeypatch, data):
 def test_hub_failure_is_one_line(monkeypatch, error, reason):
     import datasets
 
+    notices = []
+    client = logging.getLogger("huggingface_hub.a_part_of_it")
+    monkeypatch.setattr(client, "handle", notices.append)
+
     def fail(name):
+        client.warning("Retrying in 1s [Retry 1/5].")
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
@@ -299,6 +305,9 @@ def test_hub_failure_is_one_line(monkeypatch, error, reason):
         "data: data='owner/name' is neither pystdlib, nor a file or folder here, nor a Hugging Face dataset that"
         f" can be loaded ({reason}). Check the spelling."
     )
+    assert not notices
+    client.warning("Somebody else's.")
+    assert len(notices) == 1
 
 
 @pytest.mark.parametrize(
@@ -352,6 +361,11 @@ def test_hub_failure_is_one_line(monkeypatch, error, reason):
             "a.jsonl",
             b'{"text": "a", "label": null}\n',
             "every row must have a label; got none in row 1 of {path}. Fill or delete the row.",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "a", "label": 1}\n{"text": {"en": "a"}, "label": 1}\n{"text": ["a"], "label": 1}\n',
+            "a text must be one value; got a dict in rows 2, 3 of {path}. Make it a text, or name another column by",
         ),
         ("a.jsonl", b'{"label": 1}\n{"text": "a"}\n', "every row must have a text; got none in row 1 of {path}."),
         (

@@ -179,6 +179,17 @@ def test_each_layer_learns_more_slowly_than_the_one_above():
         BertClassifier(2, options, 3, frozen_layers=3)
 
 
+def test_texts_are_cut_where_the_checkpoint_ends_unless_max_length_is_given(checkpoint, tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("text,label\n" + "".join(f"{'apple ' * (i + 25)},{i % 2}\n" for i in range(20)))
+    given = {name: value for name, value in GIVEN.items() if name != "max_length"} | {"max_steps": 1}
+    result = resseq.train(model=str(checkpoint), data=str(path), output_dir=str(tmp_path / "run"), **given)
+    assert 0 < result["truncated"] < 1  # from 31 words on
+    assert Run.load(tmp_path / "run", "cpu").reader.max_length == 32
+    assert "Texts are cut at 32 tokens" in (tmp_path / "run" / "README.md").read_text()
+    assert resseq.evaluate(tmp_path / "run", device="cpu")["rows"] == 2
+
+
 def test_defaults_are_written_down_as_what_they_are():
     scratch, tuned = TrainOptions(), TrainOptions(model="owner/name")
     assert (scratch.learning_rate, scratch.num_train_epochs) == (1e-3, 8)

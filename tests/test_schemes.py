@@ -431,6 +431,21 @@ def test_the_starts_of_norm_free_and_sub_norm_schemes(layers):
         assert fixup[part][role] == pytest.approx(0 if role == "out" else size * (2 * layers) ** -0.5, rel=0.02)
 
 
+def test_fixup_leaves_a_sublayer_without_weights_as_it_is():
+    class Tanh(nn.Tanh):
+        def weights(self):
+            return []
+
+    x = torch.randn(2, 4)
+    assert torch.equal(Stack([Tanh()], dim=4, scheme="fixup")(x), x + x.tanh())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values())
+def test_every_scheme_has_its_equation_and_its_source(scheme):
+    assert "``" in scheme.__doc__
+    assert "Source:" in scheme.__doc__
+
+
 def test_a_reset_does_not_scale_twice():
     for name in ("subln", "fixup"):
         net = stack(name)

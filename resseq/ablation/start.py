@@ -43,9 +43,8 @@ def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float | 
         torch.manual_seed(options.seed)
         model = build_model(options, len(corpus.classes), **corpus.reader.shape)
         model.to(device)
-        (chosen,) = first_batches(options, corpus)
-        make_ready(model, chosen, device)
-        batch, labels = on_device(chosen, device)
+        batch, labels = on_device(first_batches(options, corpus)[0], device)
+        make_ready(model, batch, device)
         stack = next(module for module in model.modules() if isinstance(module, Stack))
         first, last = (cast(Residual, stack.residuals[index]) for index in (0, -1))
         sizes: dict[str, float] = {}

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from resseq.pretrained import quiet_hub
+
 if TYPE_CHECKING:
     import datasets
     import pyarrow
@@ -103,7 +105,8 @@ def _read_hub(name: str) -> dict[str, dict[str, Table]]:
     import datasets
 
     try:
-        parts = datasets.load_dataset(name)
+        with quiet_hub():
+            parts = datasets.load_dataset(name)
     except Exception as error:  # offline, unknown, gated, …: each raises its own type, and all need one line
         reason = f"a Hugging Face dataset that can be loaded ({_one_line(error)})"
         raise NoSuchData(name, reason) from error

@@ -27,7 +27,7 @@ class TextOptions(DataOptions):
     vocab_size: int = 4000
     """Tokens that bpe, wordpiece and character may have (the first two have every character seen, even beyond it)."""
     max_length: int = 256
-    """Tokens a text may have; a longer one is cut."""
+    """Tokens a text may have; a longer one is cut. A checkpoint that knows fewer places has its own limit."""
     lowercase: bool = True
     """Read capital letters as small ones."""
 
@@ -85,10 +85,15 @@ def join(parts: Sequence[Any], separator: str) -> str | None:
 
 
 def as_texts(values: Sequence[Any], where: str, first: int = 1) -> list[str]:
-    """Values of any kind as texts. Raises: ValueError that names the missing ones' rows, counted from `first`."""
+    """Texts, numbers and dates as texts. Raises: ValueError that names the others' rows, counted from `first`."""
     if missing := [row for row, value in enumerate(values, first) if _is_missing(value)]:
         raise ValueError(
             f"data: every row must have a text; got none in {name_rows(missing)} of {where}. Fill or delete the row."
+        )
+    if nested := [row for row, value in enumerate(values, first) if isinstance(value, list | dict | bytes)]:
+        raise ValueError(
+            f"data: a text must be one value; got a {type(values[nested[0] - first]).__name__} in {name_rows(nested)} "
+            f"of {where}. Make it a text, or name another column by --text-column."
         )
     # a lone half of a pair, which JSON can hold, is no character
     return [str(value).encode(errors="replace").decode() for value in values]

@@ -35,10 +35,11 @@ class Fixup(Scheme):
     @torch.no_grad()
     def start(self, residuals: Sequence[Any]) -> None:
         for named in weights_of_each(residuals, "fixup"):
-            *others, last = [weight for role, weight in named if role not in NOT_SCALED]
-            for weight in others:
-                weight.mul_(len(residuals) ** (-1 / (2 * len(others))))  # 2m − 2 = 2 · others
-            last.zero_()
+            scaled = [weight for role, weight in named if role not in NOT_SCALED]
+            for weight in scaled[:-1]:
+                weight.mul_(len(residuals) ** (-1 / (2 * len(scaled) - 2)))
+            for last in scaled[-1:]:  # none in a sublayer that has no weights
+                last.zero_()
 
 
 class TFixup(Scheme):

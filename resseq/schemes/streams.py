@@ -63,7 +63,8 @@ class Hyper(_OneWidth):
 class ManifoldHyper(Hyper):
     """mHC: hyper-connections whose mixing is doubly stochastic, and whose reading and writing is never negative.
 
-    The equation of Hyper, with a, b and R as in ManifoldMixing. Starts as the pre-norm net.
+    ``y = F(N(Σ_i a_i h_i))``, ``h_j ← Σ_i R_ij h_i + b_j y``; out N(mean of the lanes), as in Hyper; a, b and R as in
+    ManifoldMixing. Starts as the pre-norm net.
 
     Source: Xie et al. 2025, arXiv:2512.24880, n = 4, 20 Sinkhorn steps.
     """
@@ -128,6 +129,9 @@ class AttnRes(_OneWidth):
 
 class BlockAttnRes(AttnRes):
     """Attention residuals over blocks: as AttnRes, over at most eight sums of outputs, so that memory stays bounded.
+
+    ``v_l = F(N(Σ_i a_i b_i))``, ``a = softmax_i(w_l·b_i / rms(b_i))``, b_0 the input, b_i the sum of block i's outputs
+    so far; out ``N(Σ_i a_i b_i)`` with a w of its own.
 
     Source: Kimi Team 2026, arXiv:2603.15031: about eight blocks do nearly as well as all outputs.
     """

@@ -273,7 +273,8 @@ class Trainer:
                 self.step += 1
                 examples += sum(len(batch["labels"]) for batch in window)
                 elapsed = time.monotonic() - begun
-                logs, due = self.step % options.logging_steps == 0, self.step % every == 0 or self.step == self.steps
+                logs = self.step % min(options.logging_steps, self.steps) == 0  # a short run, once
+                due = self.step % every == 0 or self.step == self.steps
                 if logs or due:
                     self.require_finite(self.step)
                 if logs:

@@ -57,8 +57,8 @@ def measure(batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
     seen = true + given > 0
     return Metrics(
         loss=loss / int(true.sum()),
-        accuracy=(right.sum() / true.sum()).item(),
-        macro_f1=(2 * right[seen] / (true + given)[seen]).mean().item(),
+        accuracy=int(right.sum()) / int(true.sum()),
+        macro_f1=(2 * right[seen].double() / (true + given)[seen]).mean().item(),
         confusion=confusion.tolist(),
     )
 
