@@ -95,6 +95,12 @@ def test_a_pair_to_predict_is_a_tuple_too(run):
         list(resseq.predict(run[0], [("a",)], device="cpu"))
 
 
+@pytest.mark.parametrize("columns", ["premise", ("premise", "hypothesis", "premise")])
+def test_a_run_on_pairs_is_measured_on_two_columns(run, columns):
+    with pytest.raises(ValueError, match="a run on pairs of texts reads two columns; got --text-column"):
+        resseq.evaluate(run[0], text_column=columns, device="cpu")
+
+
 def test_frozen_parts_stay_and_the_others_learn(run, checkpoint):
     start = Bert.from_pretrained(checkpoint).state_dict()
     end = Run.load(run[0], "cpu").model.encoder.state_dict()

@@ -45,13 +45,16 @@ def load_text(options: TextOptions, classes: list[str] | None = None, carve: boo
         carve: False gives just the splits that the source has; a source without splits is all "train".
         pairs: the texts of two columns stay two, with a tab between.
 
-    Raises: ValueError if the data cannot be read, a column cannot be told, a text or label is missing, a label is of no
-        class, or there are too few rows to carve.
+    Raises: ValueError if the data cannot be read, a column cannot be told, pairs have another number of columns, a text
+        or label is missing, a label is of no class, or there are too few rows to carve.
 
     >>> data = load_text(TextOptions(data="pystdlib"))
     >>> len(data.classes), data.carved
     (6, ())
     """
+    columns = options.text_column
+    if pairs and (isinstance(columns, str) or len(columns or ()) != 2):
+        raise ValueError(f"data: a run on pairs of texts reads two columns; got --text-column {columns}. Name two.")
     return number_rows(_read_rows(options, "\t" if pairs else SEPARATOR), options, classes, carve)
 
 
