@@ -8,47 +8,37 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from resseq.ablation.runner import ablate
     from resseq.classification import evaluate, predict, train
+    from resseq.factors import LearnedScale
     from resseq.inspection import inspect
-    from resseq.merges import Concat, GRUGate, Highway, LearnedScale
+    from resseq.merges import Concat, GRUGate, Highway
     from resseq.models.bert import Bert
     from resseq.models.image_resnet import ResNet, cifar_resnet, resnet18, resnet34, resnet50, resnet101, resnet152
     from resseq.models.text_convnet import BasicConvResBlock, TextConvNet
     from resseq.models.text_transformer import TextTransformer
     from resseq.publication import export, push_to_hub
-    from resseq.residual import Residual, Stack
+    from resseq.residual import Residual
     from resseq.schemes import SCHEMES
+    from resseq.stack import Stack
     from resseq.transformer import TransformerDecoder, TransformerEncoder
 
 # Each public name is imported when it is first used, so that `import resseq` and `resseq --help` cost no torch.
-_HOME = {
-    "Residual": "residual",
-    "Stack": "residual",
-    "SCHEMES": "schemes",
-    "LearnedScale": "merges",
-    "Highway": "merges",
-    "GRUGate": "merges",
-    "Concat": "merges",
-    "TransformerEncoder": "transformer",
-    "TransformerDecoder": "transformer",
-    "TextTransformer": "models.text_transformer",
-    "TextConvNet": "models.text_convnet",
-    "Bert": "models.bert",
-    "BasicConvResBlock": "models.text_convnet",
-    "ResNet": "models.image_resnet",
-    "resnet18": "models.image_resnet",
-    "resnet34": "models.image_resnet",
-    "resnet50": "models.image_resnet",
-    "resnet101": "models.image_resnet",
-    "resnet152": "models.image_resnet",
-    "cifar_resnet": "models.image_resnet",
-    "train": "classification",
-    "evaluate": "classification",
-    "predict": "classification",
-    "ablate": "ablation.runner",
-    "inspect": "inspection",
-    "export": "publication",
-    "push_to_hub": "publication",
+_MODULES = {
+    "residual": ("Residual",),
+    "stack": ("Stack",),
+    "schemes": ("SCHEMES",),
+    "factors": ("LearnedScale",),
+    "merges": ("Highway", "GRUGate", "Concat"),
+    "transformer": ("TransformerEncoder", "TransformerDecoder"),
+    "models.text_transformer": ("TextTransformer",),
+    "models.text_convnet": ("TextConvNet", "BasicConvResBlock"),
+    "models.bert": ("Bert",),
+    "models.image_resnet": ("ResNet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "cifar_resnet"),
+    "classification": ("train", "evaluate", "predict"),
+    "ablation.runner": ("ablate",),
+    "inspection": ("inspect",),
+    "publication": ("export", "push_to_hub"),
 }
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Residual",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from resseq.options import TrainOptions
 
 if TYPE_CHECKING:
-    from resseq.data import Corpus
+    from resseq.data.corpus import Corpus
 
 BASELINES = {
     "linear": "linear bag of tokens",

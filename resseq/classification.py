@@ -6,14 +6,13 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from resseq.card import draw_run, model_card
-from resseq.data import TextOptions
+from resseq.data.text import TextOptions
 from resseq.options import TEXT_MODELS, TrainOptions, flag_of, from_python
 from resseq.run import (
     FORMAT,
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import DataLoader
 
-    from resseq.data import Corpus, Images, TextReader, Tokens
+    from resseq.data.batching import Images, Tokens
+    from resseq.data.corpus import Corpus
+    from resseq.data.readers import TextReader
     from resseq.models.bert import Bert
     from resseq.training.loop import Trainer
 
@@ -49,25 +50,28 @@ def train(**options: Any) -> dict[str, Any]:
         seconds, parameters.
     Raises: ValueError for bad options or data, and for a run folder that is already in use; training.loop.Diverged.
     """
-    return train_with(from_python(TrainOptions, options))
+    from resseq.models import spell_out
+    from resseq.training.checkpoint import claim
+
+    given = from_python(TrainOptions, options)
+    spelt = spell_out(replace(given, output_dir=str(given.folder)))
+    with claim(spelt.folder):
+        return train_with(spelt)
 
 
 def train_with(options: TrainOptions, corpus: "Corpus | None" = None) -> dict[str, Any]:
-    """``train`` with its options in one value, and on a corpus that is there already if one is given."""
-    from resseq.data import data_options, prepare
-    from resseq.models import check_model, spell_out
-    from resseq.training.checkpoint import claim
+    """``train`` with all options spelt out, in a folder that is claimed; on a corpus that is there, if one is given."""
+    from resseq.data.corpus import data_options, prepare
+    from resseq.models import check_model
 
-    options = spell_out(replace(options, output_dir=str(options.folder)))
-    with claim(options.folder):
-        finished = finished_result(options)
-        if finished is not None:
-            if corpus is None:
-                held_out(Run.load(options.folder, "cpu"), None, "test")  # raises where the data is not what it was
-            return finished
-        reader, encoder = open_checkpoint(options) if options.fine_tunes else (None, None)
-        check_model(options, reader and reader.checkpoint)
-        return _fit(options, corpus or prepare(data_options(options), reader), encoder)
+    finished = finished_result(options)
+    if finished is not None:
+        if corpus is None:
+            held_out(Run.load(options.folder, "cpu"), None, "test")  # raises where the data is not what it was
+        return finished
+    reader, encoder = open_checkpoint(options) if options.fine_tunes else (None, None)
+    check_model(options, reader and reader.checkpoint)
+    return _fit(options, corpus or prepare(data_options(options), reader), encoder)
 
 
 def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]:
@@ -76,7 +80,7 @@ def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]
     Raises: ValueError if --model names nothing, if the checkpoint is not a BERT, and for options that a checkpoint
         ignores.
     """
-    from resseq.data import load_pretrained_tokenizer, load_tokenizer, separator_of
+    from resseq.data.tokenizer import load_pretrained_tokenizer, load_tokenizer, separator_of
     from resseq.models.bert import Bert
     from resseq.training.checkpoint import newest_checkpoint
 
@@ -171,7 +175,7 @@ def _training_batches(examples: "Tokens | Images", options: TrainOptions) -> "Da
     import torch
     from torch.utils.data import DataLoader
 
-    from resseq.data import LengthBatches
+    from resseq.data.batching import LengthBatches
 
     return DataLoader(
         examples,
@@ -239,7 +243,7 @@ def evaluate(
 
 def predict(
     run: RunFolder,
-    file: str | os.PathLike[str] | Iterable[Any] = "-",
+    file: Annotated[str | os.PathLike[str] | Iterable[Any], Positional, arg(constructor=str, metavar="FILE")] = "-",
     *,
     device: str = "auto",
     batch_size: int = 128,
@@ -257,6 +261,7 @@ def predict(
         text.
     """
     from resseq.data.image import ENDINGS
+    from resseq.training.loop import windows
 
     loaded = Run.load(run, device)
     if loaded.options.task == "image" and isinstance(file, (str, os.PathLike)) and str(file).lower().endswith(ENDINGS):
@@ -264,7 +269,7 @@ def predict(
     if isinstance(file, (str, os.PathLike)):
         _check_file(str(file))
         return _answers(loaded, _blocks(str(file)), batch_size)
-    return _answers(loaded, _chunks(iter(file)), batch_size)
+    return _answers(loaded, windows(file, CHUNK), batch_size)
 
 
 def _answers(run: Run, blocks: Iterator[list[Any]], batch_size: int) -> Iterator[dict[str, Any]]:
@@ -279,14 +284,14 @@ def _answers(run: Run, blocks: Iterator[list[Any]], batch_size: int) -> Iterator
 
 def _check_file(file: str) -> None:
     """Raise for what cannot be read line by line."""
-    from resseq.data.sources import READERS
+    from resseq.data.sources import PARSERS
 
     if file != "-" and (not Path(file).exists() or Path(file).is_dir()):
         raise ValueError(
             f"predict: the texts or paths are a file with one to a line; got {file}. Use a file that exists, or -; "
             f"from Python a list as well: predict(run, [{file!r}])."
         )
-    if Path(file).suffix.lower() in READERS:
+    if Path(file).suffix.lower() in PARSERS:
         raise ValueError(
             f"predict: a file has one text or path to a line, and nothing beside; got the table {file}. Write its "
             f"column of texts to a .txt file, or measure it by resseq evaluate --data."
@@ -297,20 +302,14 @@ def _blocks(file: str) -> Iterator[list[str]]:
     """The lines that are there to read, as soon as they are: a pipe that is written slowly is answered line by line."""
     if file == "-" and sys.stdin is None:  # closed by whoever started us
         return
-    handle = sys.stdin.fileno() if file == "-" else os.open(file, os.O_RDONLY)
-    rest = b""
-    while block := os.read(handle, BLOCK):
-        *lines, rest = (rest + block).split(b"\n")
-        yield [_text(line) for line in lines]
-    if rest:
-        yield [_text(rest)]
-    if file != "-":
-        os.close(handle)
-
-
-def _chunks(inputs: Iterator[Any]) -> Iterator[list[Any]]:
-    while chunk := list(islice(inputs, CHUNK)):
-        yield chunk
+    source = sys.stdin.fileno() if file == "-" else file
+    with open(source, "rb", buffering=0, closefd=file != "-") as stream:  # unbuffered: a read gives what there is
+        rest = b""
+        while block := stream.read(BLOCK):
+            *lines, rest = (rest + block).split(b"\n")
+            yield [_text(line) for line in lines]
+        if rest:
+            yield [_text(rest)]
 
 
 def _text(line: bytes) -> str:

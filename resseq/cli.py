@@ -4,19 +4,17 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import tyro
-from tyro.conf import arg
 
 from resseq import classification, inspection, publication
 from resseq.ablation.grid import AblateOptions
 from resseq.card import BASELINES
 from resseq.inspection import InspectOptions
 from resseq.options import TrainOptions
-from resseq.run import RunFolder
 
 
 def _train(options: TrainOptions) -> None:
@@ -59,29 +57,7 @@ def _by_class(classes: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _predict(
-    run: RunFolder, file: Annotated[str, arg(metavar="FILE")], device: str = "auto", batch_size: int = 128
-) -> None:
-    """Label texts or images, a line in, a JSON line out: the most probable class and every class's probability.
-
-    Args:
-        run: The run folder, or hf://OWNER/NAME.
-        file: A file with one text, or one image's path, to a line, or - for standard input.
-        device: auto, or a torch device.
-        batch_size: Examples in a batch.
-    """
-    for row in classification.predict(run, file, device=device, batch_size=batch_size):
-        print(json.dumps(row, ensure_ascii=False), flush=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _AblateOptions(AblateOptions):
-    __doc__ = AblateOptions.__doc__
-    dry_run: bool = False
-    """Train nothing; print the grid, the parameters of each shape and an estimate of the time."""
-
-
-def _ablate(options: _AblateOptions) -> int:
+def _ablate(options: AblateOptions) -> int:
     """The exit status: 1 where no cell could be trained."""
     from tqdm import tqdm
 
@@ -114,8 +90,8 @@ def _inspect(options: InspectOptions) -> None:
 VERBS = {
     "train": TrainOptions,
     "evaluate": classification.evaluate,
-    "predict": _predict,
-    "ablate": _AblateOptions,
+    "predict": classification.predict,
+    "ablate": AblateOptions,
     "inspect": InspectOptions,
     "export": publication.export,
     "push-to-hub": publication.push_to_hub,
@@ -134,11 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if isinstance(result, TrainOptions):
             _train(result)
-        elif isinstance(result, _AblateOptions):
+        elif isinstance(result, AblateOptions):
             return _ablate(result)
         elif isinstance(result, InspectOptions):
             _inspect(result)
-        elif result is not None:
+        elif isinstance(result, Iterator):  # of predictions
+            for row in result:
+                print(json.dumps(row, ensure_ascii=False), flush=True)
+        else:
             print(json.dumps(result, indent=2, ensure_ascii=False), flush=True)
             if "classes" in result:
                 print(_by_class(result["classes"]), file=sys.stderr)

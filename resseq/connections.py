@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from resseq.merges import add, drop_path
+from resseq.factors import drop_path
+from resseq.merges import add
 
 Map = Callable[[Tensor], Tensor]  # a module or a plain function
 Merge = Callable[[Tensor, Tensor], Tensor]
@@ -25,62 +26,6 @@ class Slots(TypedDict, total=False):
     skip_scale: float | Map
     merge: Merge | None
     post: Map | None
-
-
-def _times(scale: float | Map, x: Tensor) -> Tensor:
-    return scale(x) if callable(scale) else x * scale
-
-
-def require_factor(name: str, factor: float | Map) -> None:
-    """Raise for a factor that is neither a number nor a map: a tensor is a parameter in want of a module."""
-    if not isinstance(factor, (int, float)) and (not callable(factor) or isinstance(factor, type)):
-        raise ValueError(
-            f"Residual: {name} is a number or a module; got {name} of type {type(factor).__name__}. "
-            f"Use LearnedScale(1.0), or LearnedScale(1.0, dim=d) for one factor per channel."
-        )
-
-
-def require_map(name: str, given: Any) -> None:
-    """Raise for what cannot be called with a tensor: a name, a list, a class that wants its arguments first."""
-    if not callable(given) or isinstance(given, type):
-        raise ValueError(
-            f"Residual: {name} is a module or a function; got {name}={getattr(given, '__name__', repr(given))}. "
-            f"Build the module first, such as nn.LayerNorm(dim)."
-        )
-
-
-def _require_maps(**slots: Any) -> None:
-    for name, slot in slots.items():
-        if slot is not None:
-            require_map(name, slot)
-
-
-def _require_kept(name: str, slot: Any) -> None:
-    if in_place(slot):
-        raise ValueError(f"Residual: {name} must leave the stream as it is; got an in-place {name}. Use inplace=False.")
-
-
-def _require_probability(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"Residual: {name} is a probability; got {name}={value}. Use a value from 0 to 1.")
-
-
-def in_place(module: Any) -> bool:
-    """Whether a module's first step that does anything, in eval mode too, says that it overwrites its input."""
-    for step in _steps(module):
-        if getattr(step, "inplace", False) is True:
-            return True
-        if not isinstance(step, (nn.Identity, _DropoutNd)):
-            break
-    return False
-
-
-def _steps(module: Any) -> Iterator[Any]:
-    if isinstance(module, nn.Sequential):
-        for part in module:
-            yield from _steps(part)
-    else:
-        yield module
 
 
 class Connection(nn.Module):
@@ -113,8 +58,8 @@ class Connection(nn.Module):
         self.pre, self.branch, self.scale, self.drop_path = pre, branch, scale, drop_path
 
     def set_drops(self, drop_path: float, layer_drop: float) -> None:
-        """What the stack leaves out in training: the branch of a sample, unless this connection has a probability of
-        its own, and with ``layer_drop`` the branch of a whole batch, without rescaling."""
+        """Set what the stack drops in training: with ``drop_path`` the branch of a sample, unless this connection has a
+        probability of its own; with ``layer_drop`` that of a whole batch, which is not rescaled."""
         _require_probability("drop_path", drop_path)
         _require_probability("layer_drop", layer_drop)
         self.drop_path, self.layer_drop = self.drop_path or drop_path, layer_drop
@@ -231,3 +176,62 @@ class OneStream(Connection):
         if post is not None:
             out = post(out)
         return out if out.dtype == stream.dtype or not stream.is_floating_point() else out.to(stream.dtype)
+
+
+def _times(scale: float | Map, x: Tensor) -> Tensor:
+    return scale(x) if callable(scale) else x * scale
+
+
+# --- what the slots refuse --------------------------------------------------------------------------------------------
+
+
+def require_factor(name: str, factor: float | Map) -> None:
+    """Raise for a factor that is neither a number nor a map: a tensor is a parameter in want of a module."""
+    if not isinstance(factor, (int, float)) and (not callable(factor) or isinstance(factor, type)):
+        raise ValueError(
+            f"Residual: {name} is a number or a module; got {name} of type {type(factor).__name__}. "
+            f"Use LearnedScale(1.0), or LearnedScale(1.0, dim=d) for one factor per channel."
+        )
+
+
+def require_map(name: str, given: Any) -> None:
+    """Raise for what cannot be called with a tensor: a name, a list, a class that wants its arguments first."""
+    if not callable(given) or isinstance(given, type):
+        raise ValueError(
+            f"Residual: {name} is a module or a function; got {name}={getattr(given, '__name__', repr(given))}. "
+            f"Build the module first, such as nn.LayerNorm(dim)."
+        )
+
+
+def _require_maps(**slots: Any) -> None:
+    for name, slot in slots.items():
+        if slot is not None:
+            require_map(name, slot)
+
+
+def _require_kept(name: str, slot: Any) -> None:
+    if in_place(slot):
+        raise ValueError(f"Residual: {name} must leave the stream as it is; got an in-place {name}. Use inplace=False.")
+
+
+def _require_probability(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"Residual: {name} is a probability; got {name}={value}. Use a value from 0 to 1.")
+
+
+def in_place(module: Any) -> bool:
+    """Whether a module's first step that does anything, in eval mode too, says that it overwrites its input."""
+    for step in _steps(module):
+        if getattr(step, "inplace", False) is True:
+            return True
+        if not isinstance(step, (nn.Identity, _DropoutNd)):
+            break
+    return False
+
+
+def _steps(module: Any) -> Iterator[Any]:
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            yield from _steps(part)
+    else:
+        yield module

@@ -12,6 +12,7 @@ INK = "#222222"
 
 
 def clean(axes: "Axes") -> None:
+    """Take away the frame's upper and right side, and draw faint horizontal lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
 

@@ -130,7 +130,7 @@ def _fresh(options: InspectOptions) -> "Report":
 
     from resseq.models import build_model
     from resseq.options import IMAGE_MODELS
-    from resseq.training.loop import choose_device
+    from resseq.training.loop import choose_device, make_ready
 
     torch.manual_seed(options.seed)
     device = choose_device(options.device)
@@ -138,11 +138,14 @@ def _fresh(options: InspectOptions) -> "Report":
         model = build_model(options, **FRESH_IMAGES).to(device)
         images = torch.randint(256, (BATCH, 3, 32, 32), dtype=torch.uint8, device=device)
         labels = torch.randint(FRESH_IMAGES["num_classes"], (BATCH,), device=device)
-        return _inspect_batch(model, {"images": images, "labels": labels})
-    model = build_model(options, **FRESH).to(device)
-    ids = torch.randint(FRESH["vocab_size"], (BATCH, FRESH["max_length"]), device=device)
-    labels = torch.randint(FRESH["num_classes"], (BATCH,), device=device)
-    return _inspect_batch(model, {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool), "labels": labels})
+        batch = {"images": images, "labels": labels}
+    else:
+        model = build_model(options, **FRESH).to(device)
+        ids = torch.randint(FRESH["vocab_size"], (BATCH, FRESH["max_length"]), device=device)
+        labels = torch.randint(FRESH["num_classes"], (BATCH,), device=device)
+        batch = {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool), "labels": labels}
+    make_ready(model, batch, device)
+    return _inspect_batch(model, batch)
 
 
 def _inspect_batch(model: "nn.Module", batch: dict[str, "Tensor"]) -> "Report":

@@ -229,7 +229,7 @@ class Delta(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         require_one_shape(x, y)
         dim = self.channel_dim
-        k = F.normalize(at_least_float32(y), dim=dim).to(y.dtype)
+        k = F.normalize(at_least_float32(y), dim=dim, eps=1e-4).to(y.dtype)  # at y = 0 the gradient is 1/eps
         strength = 2 * torch.sigmoid(project(unit_rms(x, dim), self.strength, self.strength_bias, dim))
         value = project(x, self.value, self.value_bias, dim)
         return x + strength * (value - (k * x).sum(dim, keepdim=True)) * k
@@ -281,55 +281,3 @@ class Concat(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channel_dim={self.channel_dim}"
-
-
-class LearnedScale(nn.Module):
-    """A learned factor on the branch.
-
-    ``λ⊙y``, λ one number, or with ``dim`` one per channel; the result keeps y's dtype.
-    ``LearnedScale(0.0)`` is ReZero's and SkipInit's, ``LearnedScale(1e-4, dim=d)`` is LayerScale's.
-
-    Source: Bachlechner et al. 2020, arXiv:2003.04887, eq. 2 (ReZero); De & Smith 2020, arXiv:2002.10444 (SkipInit);
-    Touvron et al. 2021, arXiv:2103.17239, eq. 4 (LayerScale).
-    Shapes: any; ``channel_dim=1`` for channels-first tensors.
-    Raises: ValueError for another number of channels than ``dim``.
-
-    >>> LearnedScale(0.1, dim=8)(torch.ones(4, 8)).sum().item()  # doctest: +ELLIPSIS
-    3.20...
-    """
-
-    def __init__(self, start: float, *, dim: int | None = None, channel_dim: int = -1):
-        super().__init__()
-        self.start, self.channel_dim = start, channel_dim
-        self.weight = nn.Parameter(torch.empty(1 if dim is None else dim))  # never 0-d: FSDP cannot shard those
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.weight, self.start)
-
-    def forward(self, y: Tensor) -> Tensor:
-        weight = self.weight.to(y.dtype)
-        if len(weight) == 1:
-            return y * weight
-        if y.shape[self.channel_dim] != len(weight):
-            raise ValueError(
-                f"LearnedScale: there is one factor per channel; got dim={len(weight)} for a branch of shape "
-                f"{tuple(y.shape)}. Use dim={y.shape[self.channel_dim]}."
-            )
-        return y * along(weight, y, self.channel_dim)
-
-    def extra_repr(self) -> str:
-        return f"start={self.start}, dim={len(self.weight)}, channel_dim={self.channel_dim}"
-
-
-def drop_path(y: Tensor, p: float) -> Tensor:
-    """Stochastic depth: drop the branch of each sample with probability p, and rescale those that stay.
-
-    ``y·b/(1−p)``, ``b ~ Bernoulli(1−p)`` one for each index of the first axis; the mean stays y.
-
-    Source: Huang et al. 2016, arXiv:1603.09382, eq. 2 (there the rescaling stands at test time).
-    """
-    if p == 1.0:
-        return y * 0.0
-    keep = torch.rand(len(y), *[1] * (y.ndim - 1), device=y.device) >= p
-    return y * keep * (1 / (1 - p))

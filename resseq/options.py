@@ -8,7 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from resseq.data import DataOptions, ImageOptions, TextOptions
+from resseq.data.image import ImageOptions
+from resseq.data.rows import DataOptions
+from resseq.data.text import TextOptions
 from resseq.training.config import TrainingOptions
 
 if TYPE_CHECKING:
@@ -17,11 +19,11 @@ if TYPE_CHECKING:
 TEXT_MODELS = ("transformer", "convnet", "vdcnn")
 IMAGE_MODELS = ("cifar-resnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 # what may differ in a resumed run
-UNBOUND = {"output_dir", "resume", "device", "dataloader_num_workers", "save_steps", "inspect_every", "report_to"}
+MAY_DIFFER = {"output_dir", "resume", "device", "dataloader_num_workers", "save_steps", "inspect_every", "report_to"}
 FINE_TUNING = {"learning_rate": 5e-5, "num_train_epochs": 3}  # the options whose default is another for a checkpoint
 MAY_BE_0 = {"frozen_layers", "seed", "data_seed", "warmup_steps", "dataloader_num_workers", "kernel_size"}
 SHARES = {"dropout", "token_dropout", "attention_dropout", "drop_path", "layer_drop", "label_smoothing_factor"}
-KINDS: dict[Any, tuple[str, Any]] = {  # of values: what they are called, and one of them
+KINDS: dict[Any, tuple[str, Any]] = {  # of values: what an error calls them, and an example
     int: ("an integer", 6),
     float: ("a finite number", 0.1),
     bool: ("True or False", True),
@@ -73,7 +75,7 @@ def _is(value: Any, hint: Any) -> bool:
 def check_values(options: Any, names: Iterable[str] | None = None) -> None:
     """Settle the values of these options, or of all, and raise for one that no option can have.
 
-    From Python, and from a file, no parser stands before.
+    Values from Python or from a file have passed no parser.
     """
     hints = get_type_hints(type(options))
     for name in hints if names is None else names:

@@ -111,7 +111,7 @@ def push_to_hub(
 
 def _batches(run: Run) -> list["Batch"]:
     """Batches of held-out texts, or of made-up ones where the run's data is not to be had, the longest texts last."""
-    from resseq.data import PairReader
+    from resseq.data.readers import PairReader
 
     try:
         texts = held_out(run, None, "test")[1].inputs[:TEXTS]

@@ -27,10 +27,10 @@ def may_recompute(residuals: Sequence[nn.Module]) -> bool:
 def run_reversible(residuals: Sequence[nn.Module], stream: Any, args: Any, keywords: Sequence[dict[str, Any]]) -> Any:
     """The stream after all residuals; for the backward, of all streams only this last one is kept.
 
-    Each residual's connection has ``known_before(after)``, a stream whose known part the sublayer reads and to which
-    its branch is added, and ``inverse(after, again)``. Gradients reach the stream, every tensor among the arguments,
-    and the parameters; random numbers and autocast are in the backward as they were. Beside the stream, the state of
-    the random number generator is kept for each residual (5 kB).
+    Each residual's connection has ``known_before(after)``, the stream before it with 0 in place of what is not known
+    yet (the sublayer reads what is), and ``inverse(after, again)``. Gradients reach the stream, every tensor among the
+    arguments, and the parameters; random numbers and autocast are in the backward as they were. Beside the stream, the
+    state of the random number generator is kept for each residual (5 kB).
 
     Source: Gomez et al. 2017, arXiv:1707.04585; for Transformers: Kitaev et al. 2020, arXiv:2001.04451, section 3.
     Raises: ValueError for a sublayer that returns a tuple: what it hands back would have no gradient; RuntimeError in
@@ -113,7 +113,7 @@ def _state(residuals: Any, parameters: Any) -> list[Any]:
 
 
 def _gradients(outputs: Any, inputs: list[Tensor], gradients: Any) -> list[Tensor | None]:
-    """Of the outputs by each input, None where it has none."""
+    """The gradient by each input; None where there is none."""
     needed = [x for x in inputs if x.requires_grad]
     found = iter(torch.autograd.grad(outputs, needed, gradients, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in inputs]

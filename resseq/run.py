@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from resseq.options import UNBOUND, TrainOptions
+from resseq.options import MAY_DIFFER, TrainOptions
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.data import DataLoader
 
-    from resseq.data import Corpus, Data, ImageReader, Images, Split, TextReader, Tokens
+    from resseq.data.batching import Images, Tokens
+    from resseq.data.corpus import Corpus
+    from resseq.data.readers import ImageReader, TextReader
+    from resseq.data.rows import Data, Split
 
 RunFolder = Annotated[str | os.PathLike[str], arg(constructor=str, metavar="RUN")]
 FORMAT = 2  # of the run folder
@@ -51,7 +54,7 @@ class Run:
 
     @staticmethod
     def load(folder: str | os.PathLike[str], device: str = "auto") -> "Run":
-        """Of a run folder, or of hf://OWNER/NAME, which somebody pushed to the hub.
+        """Read a run folder, or hf://OWNER/NAME, which somebody pushed to the hub.
 
         Raises: ValueError for a folder without a finished run.
         """
@@ -119,7 +122,7 @@ def held_out(run: Run, data: str | None, split: str, **columns: Any) -> tuple[st
 
     Raises: ValueError, as evaluate does.
     """
-    from resseq.data import data_options
+    from resseq.data.corpus import data_options
     from resseq.data.sources import NoSuchData
 
     own = data is None or _same_source(data, run.options.data)
@@ -183,7 +186,7 @@ def evaluation_batches(examples: "Tokens | Images", batch_size: int) -> tuple["D
     import torch
     from torch.utils.data import DataLoader
 
-    from resseq.data import LengthBatches
+    from resseq.data.batching import LengthBatches
 
     sampler = LengthBatches(examples.lengths, batch_size, seed=0, shuffle=False)
     loader = DataLoader(examples, batch_sampler=sampler, collate_fn=examples.collate, generator=torch.Generator())
@@ -192,7 +195,7 @@ def evaluation_batches(examples: "Tokens | Images", batch_size: int) -> tuple["D
 
 def checkpoint_reader(options: TrainOptions, tokenizer: "Tokenizer", pretrained: dict[str, Any]) -> "TextReader":
     """Two text columns are a pair, which a checkpoint takes apart; no text is longer than its encoder knows places."""
-    from resseq.data import PairReader, TextReader
+    from resseq.data.readers import PairReader, TextReader
 
     pairs = isinstance(options.text_column, tuple) and len(options.text_column) == 2
     longest = min(options.max_length, pretrained["encoder"]["max_length"])
@@ -225,7 +228,7 @@ def finished_result(options: TrainOptions) -> dict[str, Any] | None:
             f"Use --resume auto to go on with it, or another --output-dir."
         )
     earlier, now = read_config(folder)["options"], json.loads(json.dumps(asdict(options)))
-    changed = [name for name in now if name not in UNBOUND and now[name] != earlier.get(name)]
+    changed = [name for name in now if name not in MAY_DIFFER and now[name] != earlier.get(name)]
     same_step = SIZES.issuperset(changed) and _rows_per_step(now) == _rows_per_step(earlier)
     if changed and not (options.resume == "resized" and same_step):
         resized = ", or --resume resized" if same_step else ""

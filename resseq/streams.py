@@ -38,7 +38,7 @@ def to_lanes(x: Tensor, lanes: int, channel_dim: int = -1) -> Tensor:
 
 
 def mean_of_lanes(lanes: Tensor, channel_dim: int = -1) -> Tensor:
-    """The papers sum, which a norm makes no difference of; without one, the mean keeps equal lanes as they are."""
+    """The papers take the sum, which to a norm is the same; without a norm, the mean keeps equal lanes as they are."""
     return lanes.mean(-2).movedim(-1, channel_dim)
 
 
@@ -182,7 +182,7 @@ class Lanes(Connection):
 
 
 def weighted_sum(weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-    """Term by term: stacking the values would keep a copy of the whole history for the backward pass."""
+    """``Σ_i w_i v_i``, term by term: stacked, the values would be kept a second time for the backward pass."""
     total = weights[0] * values[0]
     for weight, value in zip(weights[1:], values[1:], strict=True):
         total = total + weight * value
@@ -243,7 +243,7 @@ class DepthAverage(Connection):
 
 
 class Sources(NamedTuple):
-    """What attention over depth chooses from: the input, and the outputs summed block by block."""
+    """The input, and the outputs summed block by block."""
 
     complete: tuple[Tensor, ...]
     current: Tensor | None = None
@@ -256,6 +256,8 @@ class Sources(NamedTuple):
 
 class AttendOverDepth(nn.Module):
     """``Σ_i a_i v_i``, ``a = softmax_i(w·v_i / rms(v_i))``, at each position; w starts at 0: the mean.
+
+    ``rms(v) = √(mean v² + 1e-6)``
 
     Source: Kimi Team 2026, arXiv:2603.15031.
     Shapes: Sources of any shape with D entries along channel_dim -> one such tensor.
@@ -281,25 +283,25 @@ class AttendOverDepth(nn.Module):
         return weighted_sum(torch.stack(scores).softmax(0).to(first.dtype).unbind(), values)
 
 
-class DepthAttention(Connection):
-    """Each sublayer reads what attention gives it of the earlier outputs; no sum runs along.
+class FromHistory(Connection):
+    """Each sublayer reads what is gathered of the earlier outputs; no sum runs along.
 
-    ``v_l = F(pre(attend(v_0, …, v_{l−1})))``, the outputs of a block summed to one v.
+    ``v_l = F(pre(gather(v_0, …, v_{l−1})))``, the outputs of a block summed to one v.
 
     Args:
-        attend: AttendOverDepth.
+        gather: AttendOverDepth or SideBySide.
         ends_block: whether the residual is the last of its block.
     """
 
-    def __init__(self, attend: nn.Module, ends_block: bool, **branch: Any):
+    def __init__(self, gather: nn.Module, ends_block: bool, **branch: Any):
         super().__init__(**branch)
-        self.attend, self.ends_block = attend, ends_block
+        self.gather, self.ends_block = gather, ends_block
 
     def keeps_input(self) -> bool:
-        return False  # the sum is made for the sublayer alone
+        return False  # what is gathered is made for the sublayer alone
 
     def read(self, stream: Sources) -> tuple[Tensor, None]:
-        return self.prepare(self.attend(stream)), None
+        return self.prepare(self.gather(stream)), None
 
     def write(self, stream: Sources, y: Tensor, carry: None) -> Sources:
         complete, current = stream
@@ -314,21 +316,11 @@ def output_like(x: Tensor, y: Tensor) -> Tensor:
     return y.to(x.dtype)
 
 
-class Concatenated(NamedTuple):
-    """The input and every output so far."""
-
-    outputs: tuple[Tensor, ...]
-
-    @staticmethod
-    def of(x: Tensor) -> "Concatenated":
-        return Concatenated((x,))
-
-
 class SideBySide(nn.Module):
     """All outputs side by side, normed, and mapped down to D: ``W N([v_0; …; v_{l−1}])``; W starts Xavier uniform.
 
     Source: Huang et al. 2017, arXiv:1608.06993, section 3: the bottleneck's 1×1 convolution.
-    Shapes: Concatenated, ``count`` outputs with ``dim`` entries along channel_dim -> one such tensor.
+    Shapes: Sources, ``count`` complete ones with ``dim`` entries along channel_dim -> one such tensor.
     """
 
     def __init__(self, dim: int, count: int, norm: Map | None, channel_dim: int = -1):
@@ -336,8 +328,8 @@ class SideBySide(nn.Module):
         self.norm, self.channel_dim = norm, channel_dim
         self.down = _Down(dim * count, dim, channel_dim)
 
-    def forward(self, stream: Concatenated) -> Tensor:
-        x = torch.cat(stream.outputs, self.channel_dim)
+    def forward(self, stream: Sources) -> Tensor:
+        x = torch.cat(stream.complete, self.channel_dim)
         return self.down(x if self.norm is None else self.norm(x)).to(x.dtype)
 
 
@@ -355,16 +347,6 @@ class _Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return project(x, self.weight, None, self.channel_dim)
-
-
-class Dense(Connection):
-    """Each sublayer reads all earlier outputs: ``v_l = F(pre([v_0; …; v_{l−1}]))``, pre a SideBySide."""
-
-    def read(self, stream: Concatenated) -> tuple[Tensor, None]:
-        return self.prepare(stream), None
-
-    def write(self, stream: Concatenated, y: Tensor, carry: None) -> Concatenated:
-        return Concatenated((*stream.outputs, output_like(stream.outputs[0], self.finish(y))))
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -433,9 +415,9 @@ class Coupling(Connection):
         return Pair(stream.second, add(stream.first, self.finish(y)).to(stream.first.dtype))
 
     def known_before(self, after: Pair) -> Pair:
-        """The half of the stream that went in which the one that came out shows as it is, (0, b); 0 for the other."""
+        """The pair that went in, as far as the one that came out shows it: (0, b)."""
         return Pair(torch.zeros_like(after.second), after.first)
 
     def inverse(self, after: Pair, again: Pair) -> Pair:
-        """The stream that went in; ``again`` is what ``known_before`` leads to: (b, F(pre(b)))."""
+        """The pair that went in; ``again`` is what the residual makes of ``known_before``: (b, F(pre(b)))."""
         return Pair(after.second - again.second, after.first)

@@ -10,8 +10,8 @@ from resseq.layers.attention import Cache, CrossAttention, SelfAttention
 from resseq.layers.feedforward import Activation, FeedForward
 from resseq.layers.linear import Init
 from resseq.packing import Packing, least_rows, lengths_of, pack, unpack
-from resseq.residual import Stack
 from resseq.schemes import Scheme, find_scheme
+from resseq.stack import Stack
 
 BY_TOKEN = {nn.LayerNorm, nn.RMSNorm, nn.Linear, nn.Identity, nn.ReLU, nn.ModuleList, nn.Sequential}
 
@@ -31,9 +31,9 @@ class TransformerEncoder(Stack):
         rotary: turn queries and keys by their position.
         value_residual: mix the first layer's values into those of all others: see SelfAttention.
         pack: let texts share rows between the first residual and the last where that is faster: on a CPU, uncompiled,
-            where it saves enough (see worth_packing). Padding then comes out as 0. Whatever may expect (B, L, D)
-            inside, a part's hook, a module or a scheme that is not of this package, keeps the batch as it is, and so
-            does, in training, drop_path.
+            where it saves enough (see worth_packing). Padding then comes out as 0. The batch stays as it is
+            where something inside may expect (B, L, D): a hook, or a module or a scheme that is not of this package;
+            and in training with drop_path.
         activation_checkpointing: see Stack.
 
     >>> import torch

@@ -12,20 +12,22 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import test_kill
 import torch
 import tyro
 
 import resseq
 from resseq.ablation import engines, runner, start
-from resseq.ablation.cell import chance_loss, claim, judge, read_record, run_cell
+from resseq.ablation.cell import chance_loss, judge, read_record, run_cell
 from resseq.ablation.grid import AblateOptions, as_options, cells_of
 from resseq.ablation.plan import plan
 from resseq.cli import main
-from resseq.data import Tokens, data_options, prepare
+from resseq.data.batching import Tokens
+from resseq.data.corpus import data_options, prepare
 from resseq.diagnostics.memory import saved_storages
 from resseq.models import build_model
 from resseq.options import TrainOptions
-from resseq.residual import Stack
+from resseq.stack import Stack
 
 SMALL = {
     "dim": 8,
@@ -399,9 +401,7 @@ def test_a_cell_is_run_by_one_process_alone(data, tmp_path, corpus):  # case 41
     import pickle
 
     (cell,) = cells_of(as_options(**small(data, tmp_path, schemes="pre", depths=1)))
-    cell.folder.mkdir(parents=True)
-    with claim(cell.folder) as ours:
-        assert ours
+    with test_kill.in_use(cell.folder):
         assert run_cell(cell, pickle.dumps(corpus)) is None
     assert run_cell(cell, pickle.dumps(corpus)) is not None
     assert run_cell(cell, b"not looked at, as it is done") is not None
@@ -613,6 +613,14 @@ def test_inspection_does_not_make_another_cell_of_it():
     """What it writes beside a cell's numbers does not change them."""
     (plain,), (inspected,) = (cells_of(as_options(schemes="pre", depths=2, inspect_every=every)) for every in (None, 5))
     assert (plain.name, inspected.options.inspect_every) == (inspected.name, 5)
+
+
+def test_the_start_is_that_of_the_first_step(data, corpus):
+    """Admin has seen its first batch by then, and the clocks of those that fade in stand at 1."""
+    cells = cells_of(as_options(data=data, **{**SMALL, "schemes": ("post", "admin", "prores"), "depths": (4,)}))
+    post, admin, prores = (start.measure_start(cell.options, corpus) for cell in cells)
+    assert admin["gradient_norm_last"] < 0.9 * post["gradient_norm_last"]
+    assert prores["gradient_norm_first"] > 0
 
 
 @pytest.mark.parametrize("scheme", ["hyper", "attnres", "denseformer", "dense", "resi_dual", "reversible"])

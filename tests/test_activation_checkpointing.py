@@ -55,3 +55,19 @@ def test_batch_norm_is_refused():
         Stack(norms, dim=8, activation_checkpointing=True)
     with pytest.raises(TypeError):
         TextConvNet(50, 2, activation_checkpointing=True)
+
+
+def test_torch_func_keeps_everything():
+    """Per-sample gradients: torch.func cannot run a checkpoint."""
+    torch.manual_seed(0)
+    net, plain = (TransformerEncoder(8, 2, 2, activation_checkpointing=given) for given in (True, False))
+    plain.load_state_dict(net.state_dict())
+    x, weights = torch.randn(3, 5, 8), torch.randn(5, 8)
+
+    def gradients(model):
+        def loss(parameters, one):
+            return (torch.func.functional_call(model, parameters, (one[None],)) * weights).sum()
+
+        return torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(model.named_parameters()), x)
+
+    torch.testing.assert_close(gradients(net), gradients(plain))

@@ -5,8 +5,10 @@ import random
 import torch
 import torch.nn.functional as F
 
-from resseq.data import TextOptions, Tokens, prepare
 from resseq.data.baseline import linear_baseline, majority_baseline
+from resseq.data.batching import Tokens
+from resseq.data.corpus import prepare
+from resseq.data.text import TextOptions
 
 
 def tokens(rows, labels):

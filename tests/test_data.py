@@ -13,16 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from resseq.data import (
-    LengthBatches,
-    TextOptions,
-    collate,
-    encode,
-    load_text,
-    load_tokenizer,
-    prepare,
-    train_tokenizer,
-)
+from resseq.data.batching import LengthBatches, collate, encode
+from resseq.data.corpus import prepare
+from resseq.data.text import TextOptions, load_text
+from resseq.data.tokenizer import load_tokenizer, train_tokenizer
 
 ROWS = [("good film", "pos"), ("bad film", "neg")]
 KINDS = ["bpe", "wordpiece", "byte", "character"]
@@ -583,7 +577,10 @@ def test_stray_file_among_the_splits_is_refused(tmp_path):
 def test_train_split_is_needed(tmp_path):
     write(tmp_path / "validation.csv")
     write(tmp_path / "test.csv")
-    message = f"data: data must have a train split; got data='{tmp_path}' with splits=['test', 'validation']. Add one."
+    message = (
+        f"data: data must have a train split; got data='{tmp_path}' with splits=['test', 'validation']. "
+        f"Add a file whose name begins with train, or give one file alone: it is then divided."
+    )
     assert refused(load, tmp_path) == message
     assert refused(load_as_is, tmp_path) == message
     assert refused(load_text, TextOptions(data=str(tmp_path)), classes=["neg", "pos"]) == message
@@ -662,7 +659,7 @@ def test_pystdlib_snippets_are_six_lines_of_the_named_package_and_no_two_are_the
 
 def test_pystdlib_does_not_depend_on_the_hash_seed(pystdlib):
     script = (
-        "import hashlib; from resseq.data import *\n"
+        "import hashlib; from resseq.data.text import TextOptions, load_text\n"
         "print(hashlib.md5(repr(load_text(TextOptions())).encode()).hexdigest())"
     )
     env = os.environ | {"PYTHONHASHSEED": "7"}
@@ -754,7 +751,8 @@ def test_characters_are_those_seen_twice():
 def test_training_is_repeatable_in_another_process(kind, pystdlib):
     texts = pystdlib.splits["test"].inputs
     script = (
-        "import hashlib; from resseq.data import *\n"
+        "import hashlib; from resseq.data.text import TextOptions, load_text\n"
+        "from resseq.data.tokenizer import train_tokenizer\n"
         "texts = load_text(TextOptions()).splits['test'].inputs\n"
         f"tokenizer = train_tokenizer(texts, TextOptions(tokenizer='{kind}', vocab_size=2000))\n"
         "print(hashlib.md5(tokenizer.to_str().encode()).hexdigest())"
@@ -898,7 +896,7 @@ def test_loader_workers_give_the_same_batches():
 
 def test_options_come_without_heavy_imports():
     script = (
-        "import sys; from resseq.data import TextOptions\n"
+        "import sys; from resseq.data.text import TextOptions\n"
         "heavy = {'torch', 'datasets', 'tokenizers', 'numpy', 'pandas', 'pyarrow'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
         "import resseq.data.batching, resseq.data.tokenizer\n"
@@ -906,16 +904,6 @@ def test_options_come_without_heavy_imports():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-def test_public_names():
-    import resseq.data
-
-    assert set(resseq.data.__all__) == set(resseq.data._MODULES)
-    for name in resseq.data.__all__:
-        assert getattr(resseq.data, name).__name__ == name
-    with pytest.raises(AttributeError, match=r"module 'resseq\.data' has no attribute 'nothing'"):
-        _ = resseq.data.nothing
 
 
 # Real data

@@ -510,7 +510,7 @@ def test_blocks_of_lanes_histories_and_pairs_change_places(scheme):
             return model(x)
 
     if scheme == "dense":
-        with pytest.raises(ValueError, match="got a Dense of position 2 for position 0. Use other positions"):
+        with pytest.raises(ValueError, match="got a FromHistory of position 2 for position 0. Use other positions"):
             swap(0, 2)
         return
     order = [2, 1, 0, *range(3, 10)]
@@ -934,7 +934,7 @@ def test_the_report_is_a_folder(tmp_path):
         assert "<svg" in (page.parent / f"{name}.svg").read_text()
         assert len((page.parent / f"{name}.csv").read_text().splitlines()) > (3 if name == "inside" else 6)
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 5
+    assert text.count("<svg") == 5
     assert "Mine &lt;here&gt;" in text
     assert 'src="http' not in text, "the page stands by itself"
     assert len((page.parent / "inspect.csv").read_text().splitlines()) == len(report.frame) + 1

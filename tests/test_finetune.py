@@ -11,7 +11,8 @@ from tokenizers import BertWordPieceTokenizer
 
 import resseq
 from resseq import Bert
-from resseq.data import encode, load_pretrained_tokenizer
+from resseq.data.batching import encode
+from resseq.data.tokenizer import load_pretrained_tokenizer
 from resseq.models.bert import BertClassifier
 from resseq.options import TrainOptions
 from resseq.run import Run
@@ -79,7 +80,7 @@ def test_the_run_folder_needs_the_checkpoint_no_more(run):
 
 
 def test_a_line_to_predict_holds_both_texts(run):
-    with pytest.raises(ValueError, match="a pair is two texts with a tab between; got text='apple'. Write a tab."):
+    with pytest.raises(ValueError, match="a pair is two texts with a tab between; got text='apple'. Write one."):
         list(resseq.predict(str(run[0]), ["apple"], device="cpu"))
 
 
@@ -204,6 +205,14 @@ def test_what_is_wrong_is_said_before_the_data_is_read(checkpoint, tmp_path, giv
     given = {"model": str(checkpoint), "max_length": 16} | given
     with pytest.raises(ValueError, match=message):
         resseq.train(data="nowhere.csv", output_dir=str(tmp_path / "run"), **given)
+
+
+@pytest.mark.parametrize(("text", "pairs", "least"), [("apple", False, 2), ("apple\tpear", True, 3)])
+def test_a_length_without_room_for_the_special_tokens_is_refused(checkpoint, text, pairs, least):
+    tokenizer = load_pretrained_tokenizer(checkpoint)
+    assert encode(tokenizer, [text], None, least, pairs).lengths.tolist() == [least]
+    with pytest.raises(ValueError, match=f"max_length must be at least {least}; got max_length={least - 1}"):
+        encode(tokenizer, [text], None, least - 1, pairs)
 
 
 def test_a_grid_starts_from_scratch():

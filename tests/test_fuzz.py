@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import resseq
-from resseq.data import TextOptions, load_text
+from resseq.data.text import TextOptions, load_text
 from resseq.models import check_model
 from resseq.options import TrainOptions
 from resseq.run import Run

@@ -12,9 +12,10 @@ from PIL import Image
 import resseq
 from resseq.ablation.grid import as_options, cells_of
 from resseq.cli import main
-from resseq.data import ImageOptions, Images, load_images, prepare
 from resseq.data.baseline import pixel_baseline
-from resseq.data.image import decode, read_picture
+from resseq.data.batching import Images
+from resseq.data.corpus import prepare
+from resseq.data.image import ImageOptions, decode, load_images, read_picture
 from resseq.models import check_model
 from resseq.models.image_classifier import ImageClassifier, shift_and_mirror
 from resseq.options import TrainOptions
@@ -279,6 +280,8 @@ def test_the_linear_baseline_reads_the_colours():
     labels = (pixels[:, 0].float().mean((1, 2)) > 127).long().tolist()
     images = Images(pixels, labels)
     assert pixel_baseline(images, images, classes=2) > 0.95
+    one = Images(pixels[:1], labels[:1])
+    assert pixel_baseline(one, one, classes=2) == 1
 
 
 def test_a_grid_of_images(data, tmp_path):

@@ -69,6 +69,8 @@ def test_a_model_is_inspected_before_it_is_trained(tmp_path, capsys):
     again = resseq.inspect(**options)
     torch.testing.assert_close(again.rows[0][3], resseq.inspect(**options).rows[0][3])
     assert set(again.frame["step"]) == {0}
+    fading = resseq.inspect(**options | {"scheme": "prores"}).frame  # as its first step finds it: at 1/1000
+    assert (fading[fading["statistic"] == "branch_ratio"]["value"] > 0).all()
 
 
 def test_options_that_do_not_go_together(run, tmp_path):

@@ -7,14 +7,17 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 import resseq
-from resseq.training.checkpoint import checkpoints, load_state, newest_checkpoint, save_checkpoint, verify
+from resseq.training.checkpoint import checkpoints, claim, load_state, newest_checkpoint, save_checkpoint, verify
 
 KILLS = 200  # of the long test
 SAVE_STEPS = 4
@@ -98,6 +101,24 @@ def start(*arguments):
     process = FORK.Process(target=work, args=arguments)
     process.start()
     return process
+
+
+def hold(folder: Path, ready) -> None:
+    with claim(folder):
+        ready.set()
+        threading.Event().wait()
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Another process has the run folder, until it is killed."""
+    ready = FORK.Event()
+    other = FORK.Process(target=hold, args=(folder, ready))
+    other.start()
+    assert ready.wait(60)
+    yield
+    other.kill()
+    other.join()
 
 
 def steps_in(notes: Path) -> list[int]:

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import lengths_to_mask
 from torch import nn
 
-from resseq import TransformerEncoder
+from resseq import LearnedScale, TransformerEncoder
 from resseq.layers.attention import CrossAttention, SelfAttention
 from resseq.layers.convolution import ConvBlock, PadShortcut, hide_padding
 from resseq.layers.feedforward import FeedForward
@@ -14,10 +15,6 @@ from resseq.layers.pooling import POOLINGS, find_pooling
 from resseq.layers.positions import LearnedPositions, SinusoidalPositions, rotate
 
 D, H = 8, 2
-
-
-def lengths_to_mask(*lengths):
-    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
 @pytest.mark.parametrize("mask", [None, lengths_to_mask(5, 3)])
@@ -235,7 +232,10 @@ def test_hide_padding():
 
 
 def test_head_scale_multiplies_each_head():
-    x, sublayer = torch.randn(2, 5, 8), SelfAttention(8, 2, head_scale=True)
+    x, sublayer = (
+        torch.randn(2, 5, 8),
+        SelfAttention(8, 2, head_scale=lambda heads: LearnedScale(1.0, dim=heads, channel_dim=1)),
+    )
     with torch.no_grad():
         sublayer.out.weight.copy_(torch.eye(8))
         sublayer.out.bias.zero_()

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from resseq.data import TextOptions, load_text, train_tokenizer
 from resseq.data.listops import read_listops
+from resseq.data.text import TextOptions, load_text
+from resseq.data.tokenizer import train_tokenizer
 
 
 def value(tokens):

@@ -2,20 +2,14 @@ import copy
 
 import pytest
 import torch
+from helpers import randomised
 from torch import nn
 
 from resseq import Concat, GRUGate, Highway, LearnedScale, Stack
-from resseq.merges import add, branch_only, drop_path
+from resseq.factors import drop_path
+from resseq.merges import Delta, add, branch_only
 
 D = 6
-
-
-def randomised(module, scale=0.5):
-    """The module in float64 with every parameter random, so that no start hides a mistake."""
-    module = module.double()
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=scale)
-    return module
 
 
 def pair(*shape):
@@ -195,3 +189,11 @@ def test_half_precision_neither_overflows_nor_divides_by_zero(name):
     assert torch.isfinite(out).all()
     if name != "ngpt":  # whose slope at 0 is 10^6
         assert torch.isfinite(torch.autograd.grad(out.float().sum(), zero)[0]).all()
+
+
+def test_a_branch_of_zeros_does_not_blow_up_the_delta_rule_s_gradient():
+    """As at the padding of a convolutional net, where every bias starts at 0."""
+    y = torch.zeros(4, 8, requires_grad=True)
+    Delta(8)(torch.randn(4, 8), y).sum().backward()
+    assert y.grad is not None
+    assert y.grad.abs().max() < 1e6

@@ -32,6 +32,7 @@ Numbers
     25 same seed                        test_training: test_the_same_seed_gives_the_same_log
     26 short last window                test_training: test_accumulation_equals_one_large_batch_also_in_a_short_window
                                         test_class_weights_are_scaled_over_a_window
+                                        test_a_rare_class_does_not_take_over_the_smoothed_labels_of_others
     27 depth 100                        test_post_norm_at_depth_100_ends_with_a_result
 
 Data
@@ -83,7 +84,7 @@ import resseq
 from resseq.cli import main
 from resseq.run import Run
 from resseq.training import loop
-from resseq.training.checkpoint import checkpoints, claim, newest_checkpoint, save_checkpoint, verify, write_manifest
+from resseq.training.checkpoint import checkpoints, newest_checkpoint, save_checkpoint, verify, write_manifest
 from resseq.training.loop import Stopped, Trainer
 
 OPTIONS = {
@@ -350,21 +351,12 @@ def test_a_finished_run_is_not_served_for_data_that_changed(tmp_path):
         train(tmp_path / "run", data, resume="auto", max_steps=1)
 
 
-def hold(folder: Path, ready) -> None:
-    with claim(folder):
-        ready.set()
-        threading.Event().wait()
-
-
 def test_two_processes_on_one_folder(run, data):
-    ready = test_kill.FORK.Event()
-    other = test_kill.FORK.Process(target=hold, args=(run, ready))
-    other.start()
-    assert ready.wait(60)
-    with pytest.raises(ValueError, match="one process at a time may write to a run folder; got --output-dir"):
+    with (
+        test_kill.in_use(run),
+        pytest.raises(ValueError, match="one process at a time may write to a run folder; got --output-dir"),
+    ):
         train(run, data, resume="auto")
-    other.kill()
-    other.join()
     train(run, data, resume="auto")  # the system let the folder go
 
 
@@ -385,7 +377,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing(data, finished, tmp_path, mon
     assert main(flags(run, data)) == 1
     monkeypatch.undo()
     error = capsys.readouterr().err
-    assert re.fullmatch(r"resseq: train: the disk must take .*; got .*state.pt: No space left .*\n", error)
+    assert re.fullmatch(r"resseq: Run: the disk must take .*; got .*state.pt: No space left .*\n", error)
     assert not list(run.glob(".*"))
     verify(newest_checkpoint(run))
     train(run, data, resume="auto")
@@ -521,11 +513,24 @@ def test_class_weights_are_scaled_over_a_window(tmp_path):
     windowed.take_step([test_training.collate(part) for part in (items[:2], items[2:6], items[6:])])
     batch = test_training.collate(items)
     labels = batch.pop("labels")
-    F.cross_entropy(whole.model(**batch), labels, weights, label_smoothing=0.1).backward()
+    losses = F.cross_entropy(whole.model(**batch), labels, reduction="none", label_smoothing=0.1)
+    (losses @ weights[labels] / weights[labels].sum()).backward()
     torch.nn.utils.clip_grad_norm_(whole.model.parameters(), 1.0)
     for parameter, before in zip(windowed.model.parameters(), whole.model.parameters(), strict=True):
         decayed = before * (1 - 5e-4 * 0.1 * (before.ndim > 1))
         torch.testing.assert_close(parameter, decayed - 5e-4 * before.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_rare_class_does_not_take_over_the_smoothed_labels_of_others(tmp_path):
+    """Smoothing gives a class of weight 100 a thirtieth of a common example's label, not most of it."""
+    import test_training
+
+    trainer = test_training.trainer(tmp_path, p=0.0, optim="sgd", learning_rate=0.1, warmup_steps=0)
+    trainer.class_weights = torch.tensor([1.0, 1.0, 100.0])
+    batch = test_training.collate([test_training.tokens()[0]]) | {"labels": torch.tensor([0])}
+    for _ in range(50):
+        trainer.take_step([batch])
+    assert trainer.model(batch["ids"], batch["mask"]).argmax() == 0
 
 
 def test_balanced_class_weights_make_classes_count_the_same(data, tmp_path, monkeypatch):

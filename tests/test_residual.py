@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomised
 from torch import nn
 
 from resseq import Concat, GRUGate, Highway, LearnedScale, Residual, Stack
@@ -18,13 +19,6 @@ def ln():
 
 def branch():
     return nn.Sequential(nn.Linear(D, 2 * D), nn.Tanh(), nn.Linear(2 * D, D))
-
-
-def randomised(module):
-    module = module.double()
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return module
 
 
 # every slot: how it is built, and the same line written by hand

@@ -1,8 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
-from resseq import SCHEMES, Residual, Stack
+from resseq import SCHEMES, Residual, Stack, TransformerEncoder
+from resseq.layers.attention import SelfAttention
+from resseq.layers.feedforward import FeedForward
 
 D = 6
 
@@ -134,6 +137,15 @@ def test_compiled_sublayers_get_the_keywords_that_they_take():
     net = Stack([torch.compile(masked, backend="eager"), torch.compile(plain, backend="eager")], dim=D)
     x, mask = torch.randn(2, D), torch.tensor([True, False])
     torch.testing.assert_close(net(x, mask=mask), Stack([masked, plain], dim=D)(x, mask=mask))
+
+
+def test_sublayers_that_are_wrapped_later_get_the_keywords_that_they_take():
+    """The wrapper of activation checkpointing takes any keyword, and hands on all of them; FSDP's is alike."""
+    net = TransformerEncoder(8, 2, 2)
+    x, mask = torch.randn(2, 5, 8), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    plain = net(x, mask=mask)
+    apply_activation_checkpointing(net, check_fn=lambda part: isinstance(part, (SelfAttention, FeedForward)))
+    torch.testing.assert_close(net(x, mask=mask), plain)
 
 
 def test_a_module_list_is_a_layer():

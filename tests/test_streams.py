@@ -3,33 +3,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import LAYERS, D, Sublayer, randomised, stack
 from torch import nn
 
 from resseq import SCHEMES, Residual, Stack, TransformerEncoder
 from resseq.layers.dropout import Dropout
 from resseq.schemes.streams import AttnRes, Hyper, Reversible
 from resseq.streams import Coupling, HyperMixing, Lanes, Pair, sinkhorn
-
-D, LAYERS = 6, 3
-
-
-class Sublayer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(D, D), nn.Linear(D, D)
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
-
-
-def stack(scheme, layers=LAYERS, **options):
-    return Stack([(Sublayer(), Sublayer()) for _ in range(layers)], dim=D, scheme=scheme, **options)
-
-
-def randomised(module, std=0.5):
-    for parameter in module.double().parameters():
-        nn.init.normal_(parameter, std=std)
-    return module
 
 
 def norm(x, n):
@@ -95,7 +75,7 @@ def attnres(net, x, size=1):
     outputs = []  # of the sublayers, summed by blocks only when they are read
     for residual in [*net.residuals, net.close]:
         blocks = [sum(outputs[i : i + size]) for i in range(0, len(outputs), size)]
-        at = residual.collapse if residual is net.close else residual.connection.attend
+        at = residual.collapse if residual is net.close else residual.connection.gather
         read = attend(at, [x, *blocks])
         if residual is net.close:
             return norm(read, net.close.norm)
@@ -105,8 +85,8 @@ def attnres(net, x, size=1):
 def dense(net, x):
     outputs = [x]
     for residual in net.residuals:
-        pre = residual.connection.pre
-        outputs.append(residual.sublayer(norm(torch.cat(outputs, -1), pre.norm) @ pre.down.weight.T))
+        read = residual.connection.gather
+        outputs.append(residual.sublayer(norm(torch.cat(outputs, -1), read.norm) @ read.down.weight.T))
     return norm(torch.cat(outputs, -1), net.close.norm) @ net.close.down.weight.T
 
 

@@ -90,7 +90,7 @@ def test_the_block_is_the_paper_s():
         ({"depth": 1}, "got depth=1. Use depth=3 or more."),
         ({"shortcut": "conv"}, "shortcut is 'none', 'pad' or 'projection'; got shortcut='conv'. Use 'projection'."),
         ({"shortcut": "none"}, "every scheme but 'plain' needs a shortcut; got scheme='residual' and shortcut='none'"),
-        ({"final_pooling": "median"}, "is one of max, kmax, conv, mean; got pooling='median'"),
+        ({"final_pooling": "median"}, "is one of max, kmax, conv, mean; got final_pooling='median'"),
         ({"pooling": "median"}, "is one of max, kmax, conv, mean; got pooling='median'"),
         ({"pooling": "cls"}, "is one of max, kmax, conv, mean; got pooling='cls'"),
         ({"depth": 9, "stages": (2, 3)}, r"sum to depth // 2 = 4; got stages=\(2, 3\). Use depth=11."),

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from resseq import Stack
-from resseq.data import LengthBatches, Tokens, collate
+from resseq import Stack, TextConvNet
+from resseq.data.batching import LengthBatches, Tokens, collate
 from resseq.training.checkpoint import Damaged, checkpoints, load_state, load_weights, save_checkpoint, save_weights
 from resseq.training.config import TrainingOptions
-from resseq.training.loop import Diverged, Trainer, better, choose_device, make_optimizer, schedule, windows
+from resseq.training.loop import Diverged, Trainer, better, calibrate, choose_device, make_optimizer, schedule, windows
 from resseq.training.metrics import Metrics, logits_of, measure
 
 VOCAB, CLASSES, ROWS = 20, 3, 40
@@ -166,8 +166,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, broken)
 
 def test_where_asking_waits_for_the_device_a_gradient_is_looked_at_before_anything_is_kept(tmp_path, monkeypatch):
     run = trainer(tmp_path / "run", max_steps=20, eval_steps=10, logging_steps=4)
-    assert run.asks_each_step
-    run.asks_each_step = False
+    assert run.checks_each_step
+    run.checks_each_step = False
     monkeypatch.setattr(
         Trainer, "take_step", lambda self, window, own=Trainer.take_step: own(self, spoil(self, window))
     )
@@ -181,7 +181,7 @@ def test_where_asking_waits_for_the_device_a_gradient_is_looked_at_before_anythi
         run.train()
     assert not checkpoints(tmp_path / "run")
     run = trainer(tmp_path / "other", max_steps=20, eval_steps=10, logging_steps=4)
-    run.asks_each_step = False
+    run.checks_each_step = False
     run.model.head.weight.data.fill_(float("nan"))
     with pytest.raises(Diverged, match="at step 4"):
         run.train()
@@ -273,8 +273,8 @@ def test_the_step_clock_follows_training_and_a_resume_keeps_it(tmp_path):
 
 def test_training_calibrates_on_its_first_batch_alone(tmp_path, monkeypatch):
     batches = []
-    calibrate = Stack.calibrate
-    monkeypatch.setattr(Stack, "calibrate", lambda self, x: (batches.append(x.clone()), calibrate(self, x)))
+    calibrated = Stack.calibrate
+    monkeypatch.setattr(Stack, "calibrate", lambda self, x: (batches.append(x.clone()), calibrated(self, x)))
     run = trainer(tmp_path / "run", scheme="admin", max_steps=5, learning_rate=1e-12)
     run.train()
     assert len(batches) == 1
@@ -286,6 +286,17 @@ def test_training_calibrates_on_its_first_batch_alone(tmp_path, monkeypatch):
     resumed.resume()
     resumed.train()
     assert len(batches) == 1
+
+
+def test_batch_norms_norm_while_a_start_is_calibrated_and_forget_the_batch():
+    """Else Admin's shortcuts start at 0.0001, or at a million: norms that have seen no batch change nothing."""
+    torch.manual_seed(0)
+    model = TextConvNet(VOCAB, CLASSES, depth=17, dim=8, scheme="admin")
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    calibrate(model, {"ids": torch.randint(VOCAB, (8, 12))}, torch.device("cpu"))
+    omega = [residual.connection.skip_scale.weight.mean().item() for residual in model.stack.residuals]
+    assert all(0.5 < each < 2 for each in omega), omega
+    assert all(map(torch.equal, buffers, model.buffers()))
 
 
 def test_training_constrains_after_each_step(tmp_path, monkeypatch):

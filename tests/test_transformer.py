@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers import lengths_to_mask
 from torch import nn
 
 from resseq import SCHEMES, Stack, TransformerDecoder, TransformerEncoder
@@ -8,10 +9,6 @@ from resseq.layers.feedforward import FeedForward
 from resseq.schemes.scales import DeepNorm
 
 D, H, DEPTH = 16, 4, 2
-
-
-def lengths_to_mask(*lengths):
-    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
 def torch_decoder(scheme):

@@ -20,7 +20,8 @@ from importlib import import_module
 from pathlib import Path
 
 import resseq
-from resseq.data import TextOptions, prepare
+from resseq.data.corpus import prepare
+from resseq.data.text import TextOptions
 
 HERE = Path(__file__).parent
 CHECKPOINT = "all-MiniLM-L6-v2"

@@ -3,22 +3,19 @@
 The folder is that of a run, with cell.json (what was measured; with it the cell is done) and attempts.jsonl beside it.
 """
 
-import fcntl
 import json
 import math
 import os
 import pickle
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resseq.data import Corpus
     from resseq.data.batching import Images, Tokens
+    from resseq.data.corpus import Corpus
     from resseq.options import TrainOptions
 
 Row = dict[str, Any]
@@ -54,15 +51,17 @@ def run_cell(cell: Cell, pickled: bytes) -> dict[str, Any] | None:
     """
     import torch
 
+    from resseq.training.checkpoint import InUse, claim
+
     torch.set_num_threads(cell.threads)
-    with claim(cell.folder) as ours:
-        if not ours:
-            return None
-        try:
+    try:
+        with claim(cell.folder):
             return read_record(cell) or _train(cell, pickle.loads(pickled))
-        except KeyboardInterrupt:
-            log(cell, "stopped")
-            return None
+    except InUse:
+        return None
+    except KeyboardInterrupt:
+        log(cell, "stopped")
+        return None
 
 
 def _train(cell: Cell, corpus: "Corpus") -> dict[str, Any]:
@@ -138,18 +137,6 @@ def log(cell: Cell, event: str, **more: Any) -> None:
     line = json.dumps({"event": event, **more, "pid": os.getpid(), "time": round(time.time(), 3)})
     with open(cell.folder / "attempts.jsonl", "a") as file:
         file.write(line + "\n")
-
-
-@contextmanager
-def claim(folder: Path) -> Iterator[bool]:
-    """Whether the folder is ours alone while the context lasts; the system frees it if the process dies."""
-    with open(folder / ".claim", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def curve(folder: Path) -> list[tuple[int, float, float]]:

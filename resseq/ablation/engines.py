@@ -1,4 +1,4 @@
-"""Who runs the cells: processes of this machine, or a Ray cluster. Both are other people's; each is one submit."""
+"""Who runs the cells: processes of this machine, or a Ray cluster. Each takes one cell at a time."""
 
 import logging
 import os

@@ -1,11 +1,8 @@
 """The grid of an ablation: which configurations its options ask for."""
 
-import ast
 import hashlib
-import inspect
 import json
 import shlex
-import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from itertools import product
@@ -13,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
+from docstring_parser import parse_from_object
 
 from resseq.ablation.cell import Cell, layers_named
 from resseq.options import (
     IMAGE_MODELS,
+    MAY_DIFFER,
     TEXT_MODELS,
-    UNBOUND,
     ModelOptions,
     TrainOptions,
     check_values,
@@ -64,16 +62,10 @@ class Usual(tuple[Any, ...]):
     """Default values, which a task or a model may replace."""
 
 
-def _descriptions(cls: type) -> dict[str, str]:
+def _descriptions(cls: type) -> dict[str, str | None]:
     """What stands under each field of a dataclass and of its bases: the help of its flag."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for line, after in zip(body.body, body.body[1:], strict=False):
-            if isinstance(line, ast.AnnAssign) and isinstance(after, ast.Expr):
-                found[ast.unparse(line.target)] = ast.literal_eval(after.value)
-    return found
+    bases = reversed(cls.__mro__[:-1])
+    return {each.arg_name: each.description for base in bases for each in parse_from_object(base).params}
 
 
 def _shown(hint: Any) -> str:
@@ -125,6 +117,8 @@ class AblateOptions(Grid):
     """Share of a GPU that Ray reserves for a cell."""
     ray_address: str | None = None
     """Address of a running Ray cluster; one is started on this machine unless given."""
+    dry_run: bool = False
+    """Train nothing; print the grid, the parameters of each shape and an estimate of the time."""
 
     def __post_init__(self) -> None:
         """Raise for a flag without a value, and for a count that is too small; put in what is usual for images."""
@@ -142,7 +136,7 @@ class AblateOptions(Grid):
                 f"ablate: a model is {', '.join((*TEXT_MODELS, *IMAGE_MODELS))}, from scratch; got --model "
                 f"{strangers[0]}. Use one of them."
             )
-        check_values(self, ("workers", "threads", "engine", "gpus_per_cell", "ray_address"))
+        check_values(self, ("workers", "threads", "engine", "gpus_per_cell", "ray_address", "dry_run"))
 
     def _usual(self, option: Any) -> Any:
         """An option's default in this task, and for these models."""
@@ -231,5 +225,5 @@ def _unfit(options: AblateOptions, model: str) -> list[str]:
 
 def _name(options: TrainOptions, threads: int) -> str:
     """A hash of what a cell's numbers follow from: not of where it is, nor of the machine."""
-    bound = {name: value for name, value in asdict(options).items() if name not in UNBOUND}
+    bound = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
     return hashlib.sha256(json.dumps(bound | {"threads": threads}, sort_keys=True).encode()).hexdigest()[:12]

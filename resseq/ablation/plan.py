@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from resseq.ablation.cell import Cell, read_record
 from resseq.ablation.grid import AXES, PLURAL, AblateOptions, cells_of
-from resseq.ablation.runner import prepare_corpora, steps_of, workers_of
-from resseq.data import data_options
+from resseq.ablation.runner import batches_of, prepare_corpora, workers_of
+from resseq.data.corpus import data_options
 from resseq.options import ModelOptions, TrainOptions
 
 if TYPE_CHECKING:
-    from resseq.data import Corpus
+    from resseq.data.corpus import Corpus
 
 STEPS = 3  # timed, of each shape
 
@@ -63,11 +63,11 @@ def _shape(options: TrainOptions) -> tuple[Any, ...]:
 
 def _steps(options: TrainOptions, corpus: "Corpus") -> float:
     """Steps of a run and of its validations, of which each text costs about a third of one in training."""
-    rows = corpus.rows
-    steps = steps_of(options, rows["train"])
-    size = options.per_device_train_batch_size * options.gradient_accumulation_steps
-    every = options.eval_steps or -(-rows["train"] // size)
-    return steps + (max(1, steps // every) * rows["validation"] + rows["test"]) / size / 3
+    rows, size = corpus.rows, options.per_device_train_batch_size * options.gradient_accumulation_steps
+    batches = batches_of(options, rows["train"])
+    steps = options.steps(batches)
+    validations = max(1, steps // (options.eval_steps or options.steps_per_epoch(batches)))
+    return steps + (validations * rows["validation"] + rows["test"]) / size / 3
 
 
 def _measure(cell: Cell, corpus: "Corpus") -> tuple[int, float]:
@@ -78,6 +78,7 @@ def _measure(cell: Cell, corpus: "Corpus") -> tuple[int, float]:
     from resseq.ablation.start import first_batches
     from resseq.models import build_model
     from resseq.training.loop import choose_device, make_optimizer
+    from resseq.training.metrics import on_device
 
     options, threads = cell.options, torch.get_num_threads()
     device = choose_device(options.device)
@@ -89,8 +90,7 @@ def _measure(cell: Cell, corpus: "Corpus") -> tuple[int, float]:
     for i, batch in enumerate([batches[0], *batches]):
         if i == 1:
             begun = time.monotonic()
-        inputs = {name: value.to(device) for name, value in batch.items()}
-        labels = inputs.pop("labels")
+        inputs, labels = on_device(batch, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
             loss = F.cross_entropy(model(**inputs).float(), labels)
         loss.backward()

@@ -1,7 +1,6 @@
 """What a grid found, told: a table, a sentence, pictures, and one page that holds all of it."""
 
 import csv
-import html
 import json
 import statistics
 import textwrap
@@ -12,6 +11,7 @@ from typing import Any
 
 from resseq.ablation.cell import LEARNT, WELL_LEARNT
 from resseq.card import BASELINES
+from resseq.page import Block, page, shown
 
 # Values of these are different questions: what validates best on an easier data set is no better scheme. Each has a
 # line of its own; between the values of all other options, validation chooses.
@@ -28,7 +28,6 @@ FAULTS = {
 }
 
 Row = dict[str, Any]
-Block = tuple[str, Any]  # what it is ("heading", "text", "table", "picture", "code") and what it holds
 
 
 @dataclass(frozen=True)
@@ -206,15 +205,15 @@ def write_report(findings: Findings, folder: Path) -> None:
     write_text(folder / "results.json", json.dumps(told, indent=1, allow_nan=False))
     blocks = _blocks(findings)
     write_text(folder / "report.md", _markdown(blocks))
-    write_text(folder / "report.html", _page(blocks, folder))
+    write_text(folder / "report.html", page(blocks, folder))
 
 
 def _blocks(findings: Findings) -> list[Block]:
     """The report, from the question to the command."""
     data = Path(str(findings.setting.get("data", "several data sets"))).stem
     cells = sum(row["seconds"] or 0.0 for row in findings.rows)
-    run = [list(findings.rows[0]), *([_shown(value) for value in row.values()] for row in findings.rows)]
-    setting = [["option", "value"], *([name, _shown(value)] for name, value in findings.setting.items())]
+    run = [list(findings.rows[0]), *([shown(value) for value in row.values()] for row in findings.rows)]
+    setting = [["option", "value"], *([name, shown(value)] for name, value in findings.setting.items())]
     return [
         ("title", f"Which residual scheme trains at which depth on {data}?"),
         ("text", summary(findings)),
@@ -247,12 +246,6 @@ def _blocks(findings: Findings) -> list[Block]:
     ]
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _markdown(blocks: list[Block]) -> str:
     parts = []
     for kind, content in blocks:
@@ -268,46 +261,3 @@ def _markdown(blocks: list[Block]) -> str:
             )
             parts.append(before + content + after)
     return "\n\n".join(parts) + "\n"
-
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { line-height: 1.2; }
-figure, .wide { margin: 1rem 0; overflow-x: auto; }
-svg { width: 100%; min-width: 34rem; height: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
-pre { background: #f4f4f4; padding: 1rem; white-space: pre-wrap; }
-"""
-
-
-def _page(blocks: list[Block], folder: Path) -> str:
-    """The report as one file: pictures inside, nothing to load."""
-    tags = {"title": "h1", "heading": "h2", "text": "p", "code": "pre"}
-    parts = []
-    for kind, content in blocks:
-        if kind == "table":
-            parts.append(f'<div class="wide"><table>{_rows(content)}</table></div>')
-        elif kind == "picture":
-            drawing = (folder / f"{content[0]}.svg").read_text(encoding="utf-8")
-            drawing = drawing[drawing.index("<svg") :]  # without the XML declaration, which has no place inside a page
-            parts.append(f'<figure role="img" aria-label="{html.escape(content[1])}">{drawing}</figure>')
-        else:
-            parts.append(f"<{tags[kind]}>{html.escape(content)}</{tags[kind]}>")
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(blocks[0][1])}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def _rows(rows: list[list[str]]) -> str:
-    lines = []
-    for i, row in enumerate(rows):
-        tag = "td" if i else "th"
-        lines.append(f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)}</tr>")
-    return "\n".join(lines)

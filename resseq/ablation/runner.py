@@ -22,14 +22,15 @@ from resseq.ablation import report
 from resseq.ablation.cell import Cell, curve, log, read_record, row_of, write_record
 from resseq.ablation.engines import ENGINES
 from resseq.ablation.grid import AblateOptions, as_options, cells_of
-from resseq.data import data_options, prepare
-from resseq.options import UNBOUND, TrainOptions
+from resseq.data.corpus import data_options, prepare
+from resseq.options import MAY_DIFFER, TrainOptions
 from resseq.run import changed_parts, read_config
 
 if TYPE_CHECKING:
     import pandas
 
-    from resseq.data import Corpus, DataOptions
+    from resseq.data.corpus import Corpus
+    from resseq.data.rows import DataOptions
 
 Tell = Callable[[str], None]
 Record = dict[str, Any]
@@ -78,7 +79,8 @@ def ablate(*, dry_run: bool = False, **options: Any) -> Ablation | str:
     """
     from resseq.ablation.plan import plan
 
-    return plan(as_options(**options)) if dry_run else ablate_with(as_options(**options))
+    settled = as_options(dry_run=dry_run, **options)
+    return plan(settled) if settled.dry_run else ablate_with(settled)
 
 
 def ablate_with(options: AblateOptions, tell: Tell = lambda line: None) -> Ablation:
@@ -126,11 +128,9 @@ def _check_same_data(done: Iterable[Cell], corpora: dict["DataOptions", "Corpus"
             )
 
 
-def steps_of(options: TrainOptions, rows: int) -> int:
-    """Optimizer steps of a run, if it is not stopped early."""
-    batches = math.ceil(rows / options.per_device_train_batch_size)
-    assert options.num_train_epochs is not None  # its default was filled in
-    return options.max_steps or math.ceil(batches / options.gradient_accumulation_steps) * options.num_train_epochs
+def batches_of(options: TrainOptions, rows: int) -> int:
+    """Batches that so many rows make."""
+    return math.ceil(rows / options.per_device_train_batch_size)
 
 
 def workers_of(options: AblateOptions, cells: int) -> int:
@@ -155,7 +155,9 @@ class _Sweep:
         self.begun, self.begun_at = time.monotonic(), round(time.time(), 3)
         self.pickled = {data: pickle.dumps(corpus) for data, corpus in corpora.items()}
         rows = {data: corpus.rows["train"] for data, corpus in corpora.items()}
-        self.steps = {cell: steps_of(cell.options, rows[data_options(cell.options)]) for cell in cells}
+        self.steps = {
+            cell: cell.options.steps(batches_of(cell.options, rows[data_options(cell.options)])) for cell in cells
+        }
         for cell in cells:
             cell.folder.mkdir(exist_ok=True)
         # the longest first, so that no process is left alone with one at the end
@@ -236,7 +238,7 @@ def _line(row: dict[str, Any], axes: list[str]) -> str:
 
 
 def _seconds(folder: Path) -> float:
-    """Of all commands that worked in the folder, each as far as it got."""
+    """The seconds of all commands that ran in the folder, each as far as it got."""
     file = folder / "commands.jsonl"
     seconds = {}
     for line in file.read_text().splitlines() if file.exists() else []:
@@ -284,7 +286,7 @@ def _findings(cells: list[Cell], options: AblateOptions, records: dict[str, Reco
 def _setting(cells: list[Cell], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What all cells have in common: their options, and the steps of those that came to the end."""
     options = [asdict(cell.options) for cell in cells]
-    shared = {name: value for name, value in options[0].items() if name not in UNBOUND and value is not None}
+    shared = {name: value for name, value in options[0].items() if name not in MAY_DIFFER and value is not None}
     shared = {name: value for name, value in shared.items() if all(each[name] == value for each in options)}
     steps = {row["steps"] for row in rows if row["status"] in ("finished", "stuck")}
     return shared | {"threads": cells[0].threads} | ({"steps": steps.pop()} if len(steps) == 1 else {})

@@ -8,15 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from resseq.data import LengthBatches
+from resseq.data.batching import LengthBatches
 from resseq.diagnostics.memory import saved_storages
 from resseq.models import build_model
 from resseq.options import TrainOptions
-from resseq.residual import Residual, Stack
-from resseq.training.loop import choose_device
+from resseq.residual import Residual
+from resseq.stack import Stack
+from resseq.training.loop import choose_device, make_ready
+from resseq.training.metrics import on_device
 
 if TYPE_CHECKING:
-    from resseq.data import Corpus
+    from resseq.data.corpus import Corpus
 
 
 def first_batches(options: TrainOptions, corpus: "Corpus", count: int = 1) -> list[dict[str, Tensor]]:
@@ -40,9 +42,9 @@ def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float | 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(options.seed)
         model = build_model(options, len(corpus.classes), **corpus.reader.shape)
-        model.to(device).train()
-        batch = {name: value.to(device) for name, value in first_batches(options, corpus)[0].items()}
-        labels = batch.pop("labels")
+        model.to(device)
+        batch, labels = on_device(first_batches(options, corpus)[0], device)
+        make_ready(model, batch, device)
         stack = next(module for module in model.modules() if isinstance(module, Stack))
         first, last = (cast(Residual, stack.residuals[index]) for index in (0, -1))
         sizes: dict[str, float] = {}
@@ -68,7 +70,7 @@ def _gradient_norm(sublayer: Any) -> float:
 
 
 def _rms(stream: Any) -> float:
-    """Of a stream of one tensor or several, over all entries."""
+    """The root mean square over all entries of a stream, of one tensor or of several."""
     parts = [leaf for leaf in pytree.tree_leaves(stream) if isinstance(leaf, Tensor)]
     square = sum(part.detach().float().square().sum().item() for part in parts)
     return math.sqrt(square / sum(part.numel() for part in parts))

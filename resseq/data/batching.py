@@ -56,10 +56,14 @@ def encode(
 
     Args:
         pairs: each text is two, with a tab between; the longer one is cut first.
-    Raises: ValueError if max_length is less than 1, and for a text without a tab among pairs.
+    Raises: ValueError if max_length has no room for the tokenizer's special tokens, and for a text without a tab among
+        pairs.
     """
-    if max_length < 1:
-        raise ValueError(f"encode: max_length must be at least 1; got max_length={max_length}. The default is 256.")
+    least = max(1, tokenizer.num_special_tokens_to_add(pairs))  # with less, the tokenizer cuts nothing
+    if max_length < least:
+        raise ValueError(
+            f"encode: max_length must be at least {least}; got max_length={max_length}. The default is 256."
+        )
     chunks, lengths, full = [torch.zeros(0, dtype=torch.int32)], [], []
     for start in range(0, len(texts), CHUNK):
         chunk: list[Any] = [_pair(text) if pairs else text for text in texts[start : start + CHUNK]]
@@ -79,7 +83,7 @@ def encode(
 def _pair(text: str) -> tuple[str, str]:
     first, tab, second = text.partition("\t")
     if not tab:
-        raise ValueError(f"encode: a pair is two texts with a tab between; got text={text!r}. Write a tab.")
+        raise ValueError(f"encode: a pair is two texts with a tab between; got text={text[:40]!r}. Write one.")
     return first, second
 
 

@@ -9,11 +9,13 @@ from resseq.data.batching import Images, Tokens
 from resseq.data.readers import READERS, ImageReader, TextReader
 from resseq.data.rows import DataOptions
 
-FEW = 20  # rows for training, in which each may be of a class of its own
+FEW = 20  # with no more training rows than this, each may be of a class of its own
 
 
 @dataclass(frozen=True)
 class Corpus:
+    """Data as a model takes it, and what is known of it."""
+
     splits: dict[str, Tokens] | dict[str, Images]
     """"train", "validation" and "test", with labels."""
     classes: list[str]

@@ -49,12 +49,8 @@ def load_images(options: ImageOptions, classes: list[str] | None = None, carve: 
             f"folder of images for each label."
         )
     folder = Path(options.data)
-    sources = read_class_folder(folder, "image", ENDINGS, _read_picture) if folder.is_dir() else {}
+    sources = read_class_folder(folder, "image", ENDINGS, read_picture) if folder.is_dir() else {}
     return number_rows(read_rows(sources or read_source(options.data), options, take), options, classes, carve)
-
-
-def _read_picture(path: Path) -> Picture:
-    return Picture(str(path), path.read_bytes())
 
 
 def _picture(value: Any, name: str) -> Picture:
@@ -74,14 +70,14 @@ def _picture(value: Any, name: str) -> Picture:
 def read_picture(path: str | os.PathLike[str]) -> Picture:
     """An image file, not yet decoded. Raises: ValueError for one that is not there."""
     try:
-        return _read_picture(Path(path))
+        return Picture(str(path), Path(path).read_bytes())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"data: an image must be a file that can be read; got {path}: {reason}. Check it.") from error
 
 
 def open_picture(picture: "Picture | Image.Image") -> "Image.Image":
-    """Its header alone; what PIL opened already is taken as it is. Raises: ValueError that names what is no image."""
+    """Open an image, reading its header alone; PIL's are taken as they are. Raises: ValueError for what is no image."""
     from PIL import Image
 
     if isinstance(picture, Image.Image):

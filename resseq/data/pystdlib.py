@@ -18,7 +18,7 @@ import sysconfig
 from pathlib import Path
 
 # Those of twenty files or more. The files of a small package have few words in common, and a split by file then leaves
-# nothing to learn from: of "json", "http" or "logging" a bag of words finds about half.
+# nothing to learn from: of "json", "http" or "logging" a bag of words gets about half right.
 PACKAGES = ("asyncio", "email", "encodings", "importlib", "multiprocessing", "xml")
 LINES = 6
 # The most snippets of one package in each split. The proportions also say how a package's files are divided.

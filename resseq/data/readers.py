@@ -49,12 +49,12 @@ class TextReader:
 
     @staticmethod
     def load(folder: Path, options: TextOptions) -> "TextReader":
-        """Of a run folder."""
+        """The reader that stands in a run folder."""
         return TextReader(load_tokenizer(folder / "tokenizer.json"), options.max_length)
 
     @property
     def content(self) -> str:
-        """Of its file in the run folder."""
+        """What its file in the run folder holds."""
         return self.tokenizer.to_str(pretty=True)
 
     @property
@@ -113,12 +113,12 @@ class ImageReader:
 
     @staticmethod
     def load(folder: Path, options: ImageOptions) -> "ImageReader":
-        """Of a run folder."""
+        """The reader that stands in a run folder."""
         return ImageReader(**json.loads((folder / "image.json").read_text()))
 
     @property
     def content(self) -> str:
-        """Of its file in the run folder."""
+        """What its file in the run folder holds."""
         return json.dumps(asdict(self), indent=2)
 
     @property
@@ -131,7 +131,7 @@ class ImageReader:
         return list(values)
 
     def encode(self, inputs: Sequence[Any], labels: Sequence[int] | None = None) -> Images:
-        """Of images that are not yet decoded, of paths to them, or of PIL images."""
+        """Decode images: Pictures, paths, or PIL images."""
         pictures = [read_picture(each) if isinstance(each, str | os.PathLike) else each for each in inputs]
         return Images(decode(pictures, self.size), labels)
 

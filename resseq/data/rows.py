@@ -41,6 +41,8 @@ class Picture(NamedTuple):
 
 
 class Split(NamedTuple):
+    """One split, its classes numbered."""
+
     inputs: list[Any]
     """Texts (str) or images (Picture)."""
     labels: list[int]
@@ -48,12 +50,16 @@ class Split(NamedTuple):
 
 
 class Rows(NamedTuple):
+    """Rows with the labels that the source gives them."""
+
     inputs: list[Any]
     labels: list[str]
 
 
 @dataclass(frozen=True)
 class Data:
+    """Labelled texts or images, not yet encoded."""
+
     splits: dict[str, Split]
     """"train", "validation" and "test"; without carving, those that the source has."""
     classes: list[str]
@@ -111,7 +117,8 @@ def number_rows(rows: dict[str, Rows], options: DataOptions, classes: list[str] 
     """Number the classes, and carve the splits that are not there: load_text says how."""
     if "train" not in rows and (carve or classes is None):
         raise ValueError(
-            f"data: data must have a train split; got data='{options.data}' with splits={sorted(rows)}. Add one."
+            f"data: data must have a train split; got data='{options.data}' with splits={sorted(rows)}. "
+            f"Add a file whose name begins with train, or give one file alone: it is then divided."
         )
     # Before carving: else a class whose only row goes to the validation split would be unknown there.
     names = _sorted_names(rows["train"].labels) if classes is None else classes
@@ -133,6 +140,7 @@ def number_rows(rows: dict[str, Rows], options: DataOptions, classes: list[str] 
 
 
 def find_column(table: Table, where: str, kind: str, wanted: str | None, usual: tuple[str, ...]) -> str:
+    """The column that is asked for, or else the first of the usual names. Raises: ValueError where there is none."""
     if wanted is not None:
         if wanted in table:
             return wanted

@@ -9,6 +9,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,13 +38,13 @@ def read_source(data: str) -> dict[str, dict[str, Table]]:
     if path.is_dir():
         return _read_folder(path)
     # What has a data file's ending, or is no "name" or "owner/name", can only be a path: do not ask the hub for it.
-    if path.suffix.lower() in READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data):
+    if path.suffix.lower() in PARSERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", data):
         raise NoSuchData(data, "a Hugging Face dataset id")
     return _read_hub(data)
 
 
 class NoSuchData(ValueError):
-    """Nothing here has the name that was given. Its arguments: the name, and what it is not beside."""
+    """No file, folder or data set has this name. Arguments: the name, and what else it is not."""
 
     def __str__(self) -> str:
         data, last = self.args
@@ -56,7 +57,7 @@ def _split_of(name: str) -> str | None:
 
 
 def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
-    files = _visible(folder, "*", tuple(READERS))
+    files = _visible(folder, "*", tuple(PARSERS))
     if not files:
         if splits := read_class_folder(folder, "text", (".txt",), _read_text):
             return splits
@@ -125,7 +126,7 @@ def _hub_table(dataset: "datasets.Dataset") -> Table:
 
 
 def _read_file(path: Path) -> Table:
-    read = READERS.get(path.suffix.lower())
+    read = PARSERS.get(path.suffix.lower())
     if read is None:
         raise ValueError(f"data: a data file must end in {_ENDINGS}; got data='{path}'. Convert it.")
     table = _readable(read, path)
@@ -194,10 +195,6 @@ def _other_delimiter(header: list[str], delimiter: str) -> str:
     return ""
 
 
-def _read_tsv(path: Path) -> Table:
-    return _read_csv(path, delimiter="\t")
-
-
 def _read_jsonl(path: Path) -> Table:
     rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8-sig") as file:
@@ -254,9 +251,9 @@ def _one_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-READERS: dict[str, Callable[[Path], Table]] = {
+PARSERS: dict[str, Callable[[Path], Table]] = {
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".parquet": _read_parquet,

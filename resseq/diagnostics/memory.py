@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def saved_storages(model: nn.Module) -> Iterator[dict[int, int]]:
     """Address and bytes of each storage that autograd keeps, without the parameters.
 
-    The graph holds them, so that no address comes twice as long as the output lives.
+    The graph holds them, so that no address is used again as long as the output lives.
     """
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, int] = {}

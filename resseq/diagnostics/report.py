@@ -1,8 +1,6 @@
 """What an inspection found: a frame of numbers, a table, sentences, pictures and a page."""
 
-import html
 import math
-from base64 import b64encode
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from resseq.diagnostics.pictures import draw_pictures
 from resseq.diagnostics.signal import OUTPUT
+from resseq.page import Block, page, shown
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -28,18 +27,6 @@ COLUMNS = {
 }
 # what stands there first where the stream is several tensors, of which nothing is measured
 BRANCH_COLUMNS = {"branch_rms": "branch rms", "block_gradient_norm": "weights' gradient"}
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }}
-img {{ max-width: 100% }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-td, th {{ padding: .15em .8em; text-align: right; border: 0; border-bottom: 1px solid #ddd }}
-td:nth-child(2), th:nth-child(2), td:nth-child(3), th:nth-child(3) {{ text-align: left }}
-</style>
-<h1>{title}</h1>
-{body}
-</html>
-"""
 
 
 @dataclass
@@ -111,14 +98,13 @@ class Report:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.frame.to_csv(folder / "inspect.csv", index=False)
-        pictures = draw_pictures(self, folder)
-        body = [f"<p>{html.escape(sentence)}</p>" for sentence in self.verdict]
-        for path in pictures:
-            body.append(f'<img alt="{path.stem}" src="data:image/png;base64,{b64encode(path.read_bytes()).decode()}">')
-        body.append(self.table.to_html(index=False, border=0, float_format="{:.3g}".format, na_rep=""))
-        page = folder / "inspect.html"
-        page.write_text(PAGE.format(title=html.escape(title), body="\n".join(body)), encoding="utf-8")
-        return page
+        blocks: list[Block] = [("title", title), *(("text", sentence) for sentence in self.verdict)]
+        blocks += [("picture", (picture.stem, picture.stem)) for picture in draw_pictures(self, folder)]
+        cells = [[shown(value) for value in row] for row in self.table.itertuples(index=False)]
+        blocks.append(("table", [list(self.table), *cells]))
+        file = folder / "inspect.html"
+        file.write_text(page(blocks, folder), encoding="utf-8")
+        return file
 
 
 def _on_gradient(report: Report) -> list[str]:

@@ -48,7 +48,7 @@ class Signal:
     stream's size. Half precision is read as float32.
 
     Source: token_spread: Dong et al. 2021, arXiv:2103.03404, section 2.2; block_influence: Men et al. 2024,
-    arXiv:2403.03853, eq. 1; angular_distance: Gromov et al. 2024, arXiv:2403.17887, eq. 5; the telescoping sum:
+    arXiv:2403.03853, eq. 1; angular_distance: Gromov et al. 2024, arXiv:2403.17887, eq. 5; the telescoping sum
     and ∏λ: He et al. 2016, arXiv:1603.05027, eq. 4 and 7.
     Args:
         mask: (B, L), True or 1 = a position that counts.
@@ -161,7 +161,7 @@ def _features(x: Tensor, first: bool) -> Tensor:
 
 @contextmanager
 def tapped(residual: Residual, branches: dict[nn.Module, Tensor], skips: dict[nn.Module, Tensor]) -> Iterator[None]:
-    """Put down what the branch and, in a sum, the shortcut of a Residual add to the stream, whenever it runs."""
+    """Note what the branch and, in a sum, the shortcut of a Residual add to the stream, whenever it runs."""
     connection = residual.connection
     finish: Callable[..., Tensor] = connection.finish
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from resseq.diagnostics.blocks import Blocks, find_blocks
 from resseq.diagnostics.inspection import loss_of, mask_of
 from resseq.diagnostics.signal import Signal
+from resseq.stack import parameter_groups
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -72,14 +73,11 @@ def coordinate_check(
 
 def _adamw(model: nn.Module, learning_rate: float = 1e-3) -> torch.optim.Optimizer:
     """AdamW, with the learning rates and Adam's ε that parts of the model give their parameters."""
-    scaled = [group for part in model.modules() for group in getattr(part, "optimizer_groups", list)()]
-    apart = {parameter for group in scaled for parameter in group["params"]}
-    rest = {"params": [parameter for parameter in model.parameters() if parameter not in apart]}
-    own = [
+    groups = [
         {"params": group["params"], "lr": learning_rate * group["lr_scale"], "eps": 1e-8 * group["eps_scale"]}
-        for group in scaled
+        for group in parameter_groups(model)
     ]
-    return torch.optim.AdamW([rest, *own], learning_rate)
+    return torch.optim.AdamW(groups)
 
 
 def _weights(block: nn.Module) -> Tensor:

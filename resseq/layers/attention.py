@@ -15,24 +15,6 @@ from resseq.layers.positions import rotate
 Cache = tuple[Tensor, ...]  # keys and values (B, H, S, d), or () before the first call
 
 
-class HeadScale(nn.Module):
-    """``γ_h · y_h``, one learned number for each head; γ starts at 1.
-
-    Shapes: (B, H, L, d) -> (B, H, L, d).
-    """
-
-    def __init__(self, heads: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(heads))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.ones_(self.weight)
-
-    def forward(self, y: Tensor) -> Tensor:
-        return y * self.weight.to(y.dtype).view(-1, 1, 1)
-
-
 class ValueMix(nn.Module):
     """``λ₁v₁ + λ₂v``, v₁ the values of the first layer; both λ start at ½.
 
@@ -62,7 +44,7 @@ class Attention(nn.Module):
         dropout: probability that an entry of the output is zeroed; attention_dropout: that an attention weight is.
             Attention dropout costs torch's fused kernel on a CPU.
         inner_norm: called with a width, returns a norm of what W_o reads.
-        head_scale: a learned factor on each head's output.
+        head_scale: called with the number of heads, returns what scales their outputs (B, H, L, d).
     Raises: ValueError where heads does not divide dim.
     """
 
@@ -76,7 +58,7 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         inner_norm: Callable[[int], nn.Module] | None = None,
-        head_scale: bool = False,
+        head_scale: Callable[[int], nn.Module] | None = None,
         init: Init = "xavier",
     ):
         super().__init__()
@@ -93,7 +75,7 @@ class Attention(nn.Module):
         self.dim, self.heads, self.attention_dropout = dim, heads, attention_dropout
         for name, parts in self.projections.items():
             self.add_module(name, Linear(dim, dim, parts=parts, init=init))
-        self.head_scale = HeadScale(heads) if head_scale else None
+        self.head_scale = head_scale(heads) if head_scale else None
         self.inner_norm = inner_norm(dim) if inner_norm else None
         self.out = Linear(dim, dim, init=init)
         self.dropout = Dropout(dropout)

@@ -88,8 +88,13 @@ def _all_real(x: Tensor) -> Tensor:
 POOLINGS = {"mean": pool_mean, "cls": pool_cls, "max": pool_max}
 
 
-def find_pooling(name: str, poolings: Mapping[str, Any] = POOLINGS) -> Any:
-    """The pooling of a name; ValueError for another."""
+def real_tokens(ids: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, L) bool, True = real token: the mask, or all of them where there is none."""
+    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+
+
+def find_pooling(name: str, poolings: Mapping[str, Any] = POOLINGS, argument: str = "pooling") -> Any:
+    """The pooling of a name, which came by this argument; ValueError for another."""
     if name not in poolings:
-        raise ValueError(f"pooling: is one of {', '.join(poolings)}; got pooling={name!r}. Use pooling='max'.")
+        raise ValueError(f"{argument}: is one of {', '.join(poolings)}; got {argument}={name!r}. Use {argument}='max'.")
     return poolings[name]

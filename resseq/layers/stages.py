@@ -32,7 +32,7 @@ def plan_steps(dim: int, widths: Sequence[int], blocks: Sequence[int]) -> list[S
 
 
 def share_out(count: int, stages: int) -> list[int]:
-    """So many blocks among so many stages, early stages first; a stage without a block is left out.
+    """So many blocks among so many stages, as evenly as can be; a stage without a block is left out.
 
     >>> share_out(14, 4)
     [4, 3, 4, 3]

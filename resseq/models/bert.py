@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resseq.layers.dropout import Dropout
 from resseq.layers.linear import Embedding, Init, Linear
-from resseq.layers.pooling import find_pooling
+from resseq.layers.pooling import find_pooling, real_tokens
 from resseq.layers.positions import LearnedPositions
 from resseq.pretrained import find_weights, read_config, read_weights
 from resseq.residual import reset_children
@@ -117,9 +117,7 @@ class Bert(nn.Module):
             "attention_dropout": attention_dropout,
         }
 
-    def reset_parameters(self) -> None:
-        """Start again, as if newly built."""
-        reset_children(self)
+    reset_parameters = reset_children
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, token_types: Tensor | None = None) -> Tensor:
         segments = self.token_types(torch.zeros_like(ids) if token_types is None else token_types)
@@ -224,9 +222,7 @@ class BertClassifier(nn.Module):
             for module in part:
                 module.requires_grad_(False)
 
-    def reset_parameters(self) -> None:
-        """Start again, as if newly built."""
-        reset_children(self)
+    reset_parameters = reset_children
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """The encoder's parameters, with the share of the learning rate that their layer has."""
@@ -244,7 +240,7 @@ class BertClassifier(nn.Module):
         ends = (ids == self.separator).long()
         types = (ends.cumsum(1) - ends).clamp(max=min(1, self.encoder.options["token_types"] - 1))
         x = self.encoder(ids, mask, types)
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        real = real_tokens(ids, mask)
         return self.head(self.dropout(self.pool(x, real)))
 
 
@@ -260,7 +256,7 @@ def _require_bert(config: dict[str, Any]) -> None:
         if config.get(name, values[0]) not in values:
             raise ValueError(
                 f"Bert: {name} is {' or '.join(map(repr, values))}; got {name}={config[name]!r}. "
-                f"Give the checkpoint of a BERT or a RoBERTa."
+                f"Give a checkpoint whose config.json says so, such as google-bert/bert-base-uncased."
             )
 
 

@@ -10,10 +10,11 @@ SHIFT, LARGEST = 4, 64  # pixels that an image is shifted at most; height of tho
 
 
 class ImageClassifier(nn.Module):
-    """A net for images behind what makes its input: ``net((pixels/255 − mean)/std)``, in channels_last.
+    """A net for images, and in front of it what makes its input of bytes: ``net((pixels/255 − mean)/std)``.
 
-    In training mode each image is mirrored with probability ½ and, up to 64 pixels high, cut out at a random place of
-    itself framed by 4 pixels of the mean colour. What is drawn comes from torch's generator of the device.
+    The net is laid out in channels_last. In training mode each image is mirrored with probability ½ and, up to 64
+    pixels high, cut out at a random place of itself framed by 4 pixels of the mean colour. What is drawn comes from
+    torch's generator of the device.
 
     Source: He et al. 2015, arXiv:1512.03385, section 4.2 (the augmentation).
     Shapes: images (B, 3, H, W) of bytes -> logits (B, C).

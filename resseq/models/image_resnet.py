@@ -12,8 +12,9 @@ from resseq.layers.convolution import PadShortcut
 from resseq.layers.linear import Linear
 from resseq.layers.stages import Step, plan_steps
 from resseq.pretrained import find_weights, read_config, read_weights
-from resseq.residual import Stack, reset_children
+from resseq.residual import reset_children
 from resseq.schemes import Scheme, find_scheme
+from resseq.stack import Stack
 
 Stem = Literal["imagenet", "deep", "cifar"]
 Shortcut = Literal["A", "B", "C", "D"]
@@ -115,26 +116,24 @@ class Bottleneck(nn.Module):
 Block = type[BasicBlock] | type[Bottleneck]
 
 
-def _norm_and_relu(dim: int) -> nn.Module:
+def _norm_and_relu(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm2d(dim), nn.ReLU())
 
 
 def _stem(kind: Stem, dim: int, normed: bool) -> nn.Sequential:
     """From three colours to the first stage's width; it ends in a norm where the branches do."""
-    pool, ends = nn.MaxPool2d(3, stride=2, padding=1), () if normed else _ends(dim)
+    pool, ends = nn.MaxPool2d(3, stride=2, padding=1), () if normed else _norm_and_relu(dim)
     if kind == "imagenet":
         return nn.Sequential(Conv2d(3, dim, 7, stride=2), *ends, pool)
     if kind == "cifar":
         return nn.Sequential(Conv2d(3, dim, 3), *ends)
     if kind == "deep":
         half = dim // 2
-        first = nn.Sequential(Conv2d(3, half, 3, stride=2), *_ends(half), Conv2d(half, half, 3), *_ends(half))
+        first = nn.Sequential(
+            Conv2d(3, half, 3, stride=2), *_norm_and_relu(half), Conv2d(half, half, 3), *_norm_and_relu(half)
+        )
         return nn.Sequential(first.append(Conv2d(half, dim, 3)), *ends, pool)
     raise ValueError(f"ResNet: stem is 'imagenet', 'deep' or 'cifar'; got stem={kind!r}. Use stem='imagenet'.")
-
-
-def _ends(dim: int) -> tuple[nn.Module, nn.Module]:
-    return nn.BatchNorm2d(dim), nn.ReLU()
 
 
 def _shortcut(kind: Shortcut, step: Step, normed: bool) -> nn.Module | None:
@@ -225,9 +224,7 @@ class ResNet(nn.Module):
         )
         self.head = Linear(steps[-1].dim_out, num_classes)
 
-    def reset_parameters(self) -> None:
-        """Start again, as if newly built."""
-        reset_children(self)
+    reset_parameters = reset_children
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.stack(self.stem(images)).mean((2, 3)))
@@ -309,7 +306,7 @@ def _check_config(config: dict[str, Any], source: str | Path) -> None:
         if config.get("model_type") == "resnet" and config.get(name, value) != value:
             raise ValueError(
                 f"ResNet.from_pretrained: needs {name}={value}; got {name}={config[name]} in {source}. "
-                f"Use other weights."
+                f"Use such as microsoft/resnet-50."
             )
     architecture = config.get("architecture", "resnet50")  # timm's; some pool elsewhere, which leaves no weights
     if not re.fullmatch(r"resnet\d+[bcd]?(\..*)?", architecture):

@@ -21,13 +21,15 @@ from resseq.layers.pooling import (
     pool_kmax,
     pool_max,
     pool_mean,
+    real_tokens,
     thin_out,
 )
 from resseq.layers.stages import Step, plan_steps, share_out
 from resseq.merges import branch_only
-from resseq.residual import Residual, Stack, reset_children
+from resseq.residual import Residual, reset_children
 from resseq.schemes import Scheme, find_scheme
 from resseq.schemes.norms import Plain
+from resseq.stack import Stack
 
 # how the length is halved (None: by a strided convolution), and how the text becomes one vector
 HALVING_AND_POOLING = {
@@ -49,7 +51,7 @@ def _norm_and_relu(dim: int) -> nn.Module:
 
 
 def _plan(dim: int, depth: int, stages: int | Sequence[int]) -> list[Step]:
-    """The block's steps; ValueError where depth leaves none, or where the stages hold another number of them."""
+    """The blocks' steps; ValueError where depth leaves none, or where the stages hold another number of them."""
     if depth < 2:
         raise ValueError(f"TextConvNet: needs a block of two convolutions; got depth={depth}. Use depth=3 or more.")
     blocks = share_out(depth // 2, stages) if isinstance(stages, int) else list(stages)
@@ -94,7 +96,7 @@ class TextConvNet(nn.Module):
     Source: Conneau et al. 2016, arXiv:1606.01781; ``vdcnn`` is the paper's own net.
     Shapes: ids (B, L) int64, mask (B, L) True = real token (all real unless given) -> logits (B, C).
     Args:
-        depth: convolutions: one, then depth // 2 blocks of two, shared out among the stages, early stages first.
+        depth: convolutions: one, then depth // 2 blocks of two, shared out evenly among the stages.
         dim: width of the first stage.
         stages: number of widths; fewer where there are fewer blocks. Or the number of blocks of each width.
         shortcut: "projection", a 1×1 convolution, or "pad", new channels zero, where the shape changes; "none" for the
@@ -142,7 +144,7 @@ class TextConvNet(nn.Module):
                 f"Use shortcut='projection'."
             )
         halving, _ = find_pooling(pooling, HALVING_AND_POOLING)
-        _, self.pool = find_pooling(final_pooling or pooling, HALVING_AND_POOLING)
+        _, self.pool = find_pooling(final_pooling or pooling, HALVING_AND_POOLING, "final_pooling")
         steps = _plan(dim, depth, stages)
         *mask_strides, self.mask_stride = accumulate((step.stride for step in steps), mul, initial=1)
         blocks, shortcuts = [], []
@@ -227,12 +229,10 @@ class TextConvNet(nn.Module):
             init=init,
         )
 
-    def reset_parameters(self) -> None:
-        """Start again, as if newly built."""
-        reset_children(self)
+    reset_parameters = reset_children
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        mask = real_tokens(ids, mask)
         if torch.compiler.is_exporting() and not self.training:  # no stage may be left with one position: that is fixed
             ids, mask = F.pad(ids, (0, self.mask_stride)), F.pad(mask, (0, self.mask_stride))
         x = self.dropout(self.token_dropout(self.embedding(ids))).transpose(1, 2)

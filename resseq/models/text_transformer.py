@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,7 +9,7 @@ from resseq.layers.convolution import hide_padding
 from resseq.layers.dropout import Dropout
 from resseq.layers.feedforward import Activation
 from resseq.layers.linear import Conv1d, Embedding, Init, Linear
-from resseq.layers.pooling import find_pooling
+from resseq.layers.pooling import find_pooling, real_tokens
 from resseq.layers.positions import LearnedPositions, SinusoidalPositions
 from resseq.residual import Residual, reset_children
 from resseq.schemes import Scheme
@@ -50,6 +49,7 @@ class TextTransformer(nn.Module):
         pack: leave padding out of the encoder where that is faster; see TransformerEncoder.
         activation_checkpointing: keep less for the backward pass, and compute it again; see Stack.
 
+    >>> import torch
     >>> model = TextTransformer(100, num_classes=3, dim=8, depth=2, heads=2, max_length=16)
     >>> model(torch.randint(100, (4, 16))).shape
     torch.Size([4, 3])
@@ -115,14 +115,12 @@ class TextTransformer(nn.Module):
         self.dropout = Dropout(dropout)
         self.head = Linear(dim, num_classes, init=init)
 
-    def reset_parameters(self) -> None:
-        """Start again, as if newly built."""
-        reset_children(self)
+    reset_parameters = reset_children
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.norm(self.positions(self.token_dropout(self.embedding(ids))))
         if self.phrases is not None:
             x = self.phrases(x, mask=mask)
         x = self.encoder(self.dropout(x), mask)
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        real = real_tokens(ids, mask)
         return self.head(self.dropout(self.pool(x, real)))

@@ -3,7 +3,7 @@
 import difflib
 from types import MappingProxyType
 
-from resseq.schemes.base import Norm, Place, Scheme, weights_of
+from resseq.schemes.base import Norm, Place, Scheme
 from resseq.schemes.gates import GRU, NGPT, DeltaRule, HighwayGates, LaurelLR, LaurelRW, Orthogonal
 from resseq.schemes.norms import (
     LNS,
@@ -43,7 +43,7 @@ from resseq.schemes.streams import (
     Reversible,
 )
 
-__all__ = ["SCHEMES", "Norm", "Place", "Scheme", "find_scheme", "weights_of"]
+__all__ = ["SCHEMES", "Norm", "Place", "Scheme", "find_scheme"]
 
 SCHEMES = MappingProxyType(
     {
@@ -95,8 +95,9 @@ def find_scheme(scheme: str | Scheme) -> Scheme:
     if isinstance(scheme, Scheme):
         return scheme
     if scheme not in SCHEMES:
-        word = str(scheme).lower().replace("_", "-").removesuffix("norm").removesuffix("-ln").rstrip("-")
-        close = difflib.get_close_matches(word, SCHEMES, 1, cutoff=0.7)
+        word = str(scheme).lower()
+        stem = word.removesuffix("norm").removesuffix("ln").rstrip("-_")  # pre-norm, Post-LN
+        close = difflib.get_close_matches(word, SCHEMES, 1, 0.8) or difflib.get_close_matches(stem, SCHEMES, 1, 0.7)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         if isinstance(scheme, type):
             hint = f"Write {scheme.__name__}(). "

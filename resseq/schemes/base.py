@@ -14,7 +14,7 @@ Norm = Callable[[int], nn.Module]
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a residual stands in its stack; every count starts at 0."""
+    """Where a residual stands in its stack; every index starts at 0."""
 
     index: int  # among the residuals
     count: int
@@ -68,7 +68,7 @@ class Scheme:
     0.5
     """
 
-    normed = True  # the connections norm the branch; where they do not, a convolution block ends in a norm of its own
+    normed = True  # the connections bring the norms; where they do not, a convolution block ends in one of its own
     one_width = False  # the stream cannot change its shape on the way: no shortcuts
     recompute = False  # the backward pass makes the streams again, by the connections' inverse
 

@@ -60,8 +60,8 @@ class NGPT(Scheme):
     factors √D inside them.
 
     At the start and whenever `constrain` is called, which `resseq train` does after each step, the vectors of the
-    stream's width that a sublayer's matrices are made of get length 1: what is written by each column of role "out",
-    what is read by each row of any other. Sublayers that do not name their weights() keep theirs, and so does all
+    stream's width in a sublayer's matrices get length 1: the columns of role "out", which write to the stream, and the
+    rows of all others, which read it. Sublayers that do not name their weights() keep theirs, and so does all
     that stands outside the stack; the paper normalises its embeddings too, and query and key once more. Sharded
     matrices (FSDP) are refused.
 
@@ -113,7 +113,7 @@ class Orthogonal(_PreMerge):
     """
 
     def merge(self, place: Place) -> Merge:
-        return orthogonal if place.channel_dim == -1 else partial(orthogonal, channel_dim=place.channel_dim)
+        return partial(orthogonal, channel_dim=place.channel_dim)
 
 
 class DeltaRule(_PreMerge):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from resseq.connections import Connection, OneStream
-from resseq.factors import FixedScale
-from resseq.merges import LearnedScale, branch_only
+from resseq.factors import FixedScale, LearnedScale
+from resseq.merges import branch_only
 from resseq.schemes.base import NOT_SCALED, EndsInNorm, Norm, Place, Scheme, weights_of_each
 
 
@@ -212,7 +212,7 @@ class NormFormer(EndsInNorm):
         self.scale_skip = scale_skip
 
     def inside(self, kind: str, norm: Norm | None) -> dict[str, Any]:
-        return {"inner_norm": norm} if kind == "feedforward" else {"head_scale": True}
+        return {"inner_norm": norm} if kind == "feedforward" else {"head_scale": _scale_of_heads}
 
     def connection(self, place: Place) -> Connection:
         feedforward = place.part == place.parts - 1
@@ -223,3 +223,8 @@ class NormFormer(EndsInNorm):
             shortcut=place.shortcut,
             skip_scale=LearnedScale(1.0, dim=place.dim_out, channel_dim=place.channel_dim) if scaled else 1.0,
         )
+
+
+def _scale_of_heads(heads: int) -> nn.Module:
+    """``γ_h · y_h``, y (B, H, L, d)."""
+    return LearnedScale(1.0, dim=heads, channel_dim=1)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from resseq.connections import Connection, OneStream
-from resseq.factors import FixedScale, Warmup
-from resseq.merges import LearnedScale, add
+from resseq.factors import FixedScale, LearnedScale, Warmup
+from resseq.merges import add
 from resseq.schemes.base import EndsInNorm, Place, Scheme, start_xavier
 
 

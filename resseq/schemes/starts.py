@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from resseq.connections import Connection, OneStream
-from resseq.factors import ScalarBias
-from resseq.merges import LearnedScale
+from resseq.factors import LearnedScale, ScalarBias
 from resseq.schemes.base import NOT_SCALED, Place, Scheme, start_xavier, weights_of_each
 
 

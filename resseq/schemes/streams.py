@@ -10,14 +10,12 @@ from resseq.schemes.base import Place, Scheme
 from resseq.streams import (
     AttendOverDepth,
     Closing,
-    Concatenated,
     Coupling,
-    Dense,
-    DepthAttention,
     DepthAverage,
     DepthWeights,
     Dual,
     DualPath,
+    FromHistory,
     HyperMixing,
     Lanes,
     Layered,
@@ -116,7 +114,7 @@ class AttnRes(_OneWidth):
 
     def connection(self, place: Place) -> Connection:
         size = 1 if self.blocks is None else -(-place.count // self.blocks)
-        return DepthAttention(
+        return FromHistory(
             AttendOverDepth(place.dim, place.channel_dim),
             ends_block=(place.index + 1) % size == 0,
             pre=place.norm_before(),
@@ -153,10 +151,10 @@ class DenseConnections(_OneWidth):
     """
 
     def connection(self, place: Place) -> Connection:
-        return Dense(pre=_side_by_side(place, place.index + 1))
+        return FromHistory(_side_by_side(place, place.index + 1), ends_block=True)
 
     def open(self, first: Place) -> Any:
-        return Concatenated.of
+        return Sources.of
 
     def close(self, last: Place) -> nn.Module:
         return _side_by_side(last, last.count + 1)

@@ -37,11 +37,21 @@ class Damaged(ValueError):
         )
 
 
+class InUse(ValueError):
+    """Another process writes to a run folder."""
+
+    def __init__(self, folder: Path):
+        super().__init__(
+            f"train: one process at a time may write to a run folder; got --output-dir {folder}, which is in use. "
+            f"Wait until that run has ended, or use another --output-dir."
+        )
+
+
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
     """Make the folder and be its only writer while the context lasts; the system frees it when the process dies.
 
-    Raises: ValueError for a folder that cannot be written to, and for one that another process writes to.
+    Raises: ValueError for a folder that cannot be written to; InUse.
     """
     path = folder / ".lock"
     try:
@@ -60,10 +70,7 @@ def claim(folder: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError, FileNotFoundError):
             ours = False
         if not ours:
-            raise ValueError(
-                f"train: one process at a time may write to a run folder; got --output-dir {folder}, which is in use. "
-                f"Wait until that run has ended, or use another --output-dir."
-            )
+            raise InUse(folder)
         try:
             yield
         finally:
@@ -93,8 +100,8 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(
-            f"train: the disk must take what a run leaves; got {path}: {error.strerror}. "
-            f"Make room, then use --resume auto."
+            f"Run: the disk must take what a run leaves; got {path}: {error.strerror}. "
+            f"Make room, then type the same command again (train: with --resume auto)."
         ) from error
 
 

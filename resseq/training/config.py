@@ -1,5 +1,6 @@
 """The options of the training loop."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,7 +51,7 @@ class TrainingOptions:
     inspect_every: int | None = None
     """Optimizer steps to a row with the signal and the gradient at each block; none unless given."""
     report_to: Literal["none", "tensorboard"] = "none"
-    """Who else gets the rows of metrics.jsonl: tensorboard has event files in the run folder's tensorboard."""
+    """tensorboard: write the rows of metrics.jsonl as event files too, in the run folder's tensorboard."""
     bf16: bool = False
     """Forward pass in bfloat16 autocast."""
     torch_compile: bool = False
@@ -61,3 +62,11 @@ class TrainingOptions:
     """Processes that collate batches; the order of the data does not depend on it."""
     seed: int = 0
     """Seed of the initial weights, the order of the data, and dropout."""
+
+    def steps_per_epoch(self, batches: int) -> int:
+        """Optimizer steps to one pass over so many batches; the last step may have fewer."""
+        return math.ceil(batches / self.gradient_accumulation_steps)
+
+    def steps(self, batches: int) -> int:
+        """Optimizer steps of a training that is not stopped early."""
+        return self.max_steps or self.steps_per_epoch(batches) * self.num_train_epochs

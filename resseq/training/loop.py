@@ -16,9 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from resseq.stack import Stack, parameter_groups
 from resseq.training.checkpoint import (
     load_state,
     load_weights,
@@ -28,7 +30,7 @@ from resseq.training.checkpoint import (
     write_text,
 )
 from resseq.training.config import TrainingOptions
-from resseq.training.metrics import Metrics, logits_of, measure
+from resseq.training.metrics import Metrics, logits_of, measure, on_device
 from resseq.training.tracker import Tracker
 
 Batch = dict[str, Tensor]
@@ -108,14 +110,7 @@ def schedule(options: TrainingOptions, step: int, steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
-    """AdamW or SGD; weight decay for matrices only.
-
-    A part of the model that has ``optimizer_groups() -> [{"params", "lr_scale", "eps_scale"}]`` scales the learning
-    rate and Adam's ε (1e-8) of those parameters.
-    """
-    scaled = [group for part in model.modules() for group in getattr(part, "optimizer_groups", list)()]
-    apart = {id(p) for group in scaled for p in group["params"]}
-    rest = {"params": [p for p in model.parameters() if id(p) not in apart], "lr_scale": 1.0, "eps_scale": 1.0}
+    """AdamW or SGD; weight decay for matrices only. Of the groups, see parameter_groups."""
     groups = [
         {
             "params": [p for p in group["params"] if p.requires_grad and (p.ndim > 1) == matrices],
@@ -123,7 +118,7 @@ def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Op
             "lr_scale": group["lr_scale"],
             "eps": 1e-8 * group["eps_scale"],
         }
-        for group in (rest, *scaled)
+        for group in parameter_groups(model)
         for matrices in (True, False)
     ]
     if options.optim == "sgd":
@@ -133,7 +128,10 @@ def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Op
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batch: Batch, device: torch.device) -> None:
-    """Show a first batch to the parts whose start depends on data: ``calibrate(...)`` gets what their forward gets."""
+    """Show a first batch to the parts whose start depends on data: ``calibrate(...)`` gets what their forward gets.
+
+    Without dropout, but with the batch's own statistics in batch norms, which know no others yet; they forget them.
+    """
 
     def look(part: Any, args: Any, kwargs: Any) -> None:
         part.calibrate(*args, **kwargs)
@@ -141,10 +139,25 @@ def calibrate(model: nn.Module, batch: Batch, device: torch.device) -> None:
     parts = [part for part in model.modules() if hasattr(part, "calibrate")]
     hooks = [part.register_forward_pre_hook(look, with_kwargs=True) for part in parts]
     if parts:
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         model.eval()
+        for part in model.modules():
+            if isinstance(part, _BatchNorm):
+                part.train()
         model(**{name: value.to(device) for name, value in batch.items() if name != "labels"})
+        for buffer, before in buffers:
+            buffer.copy_(before)
     for hook in hooks:
         hook.remove()
+
+
+def make_ready(model: nn.Module, batch: Batch, device: torch.device) -> None:
+    """Bring a new model to where its first step, on this batch, finds it: calibrated, in training, clocks at 1."""
+    calibrate(model, batch, device)
+    model.train()
+    clocks: list[Any] = [part for part in model.modules() if hasattr(part, "set_step")]
+    for clock in clocks:
+        clock.set_step(1)
 
 
 def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -178,14 +191,16 @@ class Trainer:
         self.model, self.loader, self.validation = model, loader, validation
         self.options, self.folder, self.device = options, folder, device
         self.optimizer = make_optimizer(model, options)
-        self.clocks: list[Any] = [part for part in model.modules() if hasattr(part, "set_step")]
+        # a stack would only pass it on to its parts, which stand here themselves
+        clocks = (part for part in model.modules() if hasattr(part, "set_step") and not isinstance(part, Stack))
+        self.clocks: list[Any] = list(clocks)
         self.constrained: list[Any] = [part for part in model.modules() if hasattr(part, "constrain")]
         self.compiled: Any = torch.compile(model) if options.torch_compile else model
-        self.per_epoch = math.ceil(len(loader) / options.gradient_accumulation_steps)
-        self.steps = options.max_steps or self.per_epoch * options.num_train_epochs
+        self.per_epoch = options.steps_per_epoch(len(loader))
+        self.steps = options.steps(len(loader))
         self.step, self.patience, self.seconds = 0, 0, 0.0  # patience: validations since the best
-        self.norm = torch.zeros(())  # of the last gradient
-        self.asks_each_step = device.type == "cpu"  # elsewhere asking waits for the device
+        self.gradient_norm = torch.zeros(())  # of the last gradient
+        self.checks_each_step = device.type == "cpu"  # elsewhere asking waits for the device
         self.class_weights = class_weights  # on the CPU: reading them from another device would wait for it
         self.running = torch.zeros(4, device=device)  # since the last row: summed loss, weight, right answers, examples
         self.best: dict[str, Any] | None = None
@@ -214,6 +229,7 @@ class Trainer:
         return self.step
 
     def save(self) -> None:
+        """Write a checkpoint: all that going on from here to the same end needs."""
         state = {
             "step": self.step,
             "patience": self.patience,
@@ -231,6 +247,7 @@ class Trainer:
         save_checkpoint(self.folder, self.step, {"model": self.model.state_dict(), "best": self.best_weights}, state)
 
     def log(self, **row: Any) -> None:
+        """Add a row to metrics.jsonl, and to the tracker's."""
         with open(self.log_file, "a") as file:
             file.write(json.dumps({"step": self.step, "epoch": round(self.step / self.per_epoch, 4), **row}) + "\n")
         if self.tracker:
@@ -316,8 +333,7 @@ class Trainer:
         """Log what each block makes of a batch and of its gradient, and leave no trace in the run."""
         from resseq import diagnostics
 
-        inputs: dict[str, Any] = {name: value.to(self.device) for name, value in batch.items()}
-        labels = inputs.pop("labels")
+        inputs, labels = on_device(batch, self.device)
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         with (
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
@@ -330,26 +346,30 @@ class Trainer:
         self.log(inspect=report.by_depth)
 
     def take_step(self, window: list[Batch]) -> None:
-        """One optimizer step on the mean loss of a window's examples, weighted by their classes."""
+        """One optimizer step on the mean loss of a window's examples, weighted by their classes.
+
+        Not by cross_entropy's own ``weight``: that weighs each part of a smoothed label by its class, so that a rare
+        class would be most of every example's.
+        """
         weights = self.class_weights
         each = [len(batch["labels"]) if weights is None else weights[batch["labels"]].sum() for batch in window]
         total = float(sum(each))
         weights = None if weights is None else weights.to(self.device, non_blocking=True)
         for batch, weight in zip(window, each, strict=True):
-            inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-            labels = inputs.pop("labels")
+            inputs, labels = on_device(batch, self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
                 logits = self.compiled(**inputs)
-            loss = F.cross_entropy(
-                logits.float(), labels, weights, reduction="sum", label_smoothing=self.options.label_smoothing_factor
-            )
+            reduction, smoothing = "sum" if weights is None else "none", self.options.label_smoothing_factor
+            loss = F.cross_entropy(logits.float(), labels, reduction=reduction, label_smoothing=smoothing)
+            if weights is not None:
+                loss = loss @ weights[labels]
             (loss / total).backward()
             self.running[0] += loss.detach()
             self.running[1] += weight
             self.running[2] += (logits.argmax(1) == labels).sum()
             self.running[3] += len(labels)
-        self.norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm or math.inf)
-        if self.asks_each_step:
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm or math.inf)
+        if self.checks_each_step:
             self.require_finite(self.step + 1)
         rate = self.options.learning_rate * schedule(self.options, self.step, self.steps)
         for group in self.optimizer.param_groups:
@@ -361,9 +381,9 @@ class Trainer:
 
     def require_finite(self, step: int) -> None:
         """Raise Diverged if the last gradient was not finite. One such spoils the weights, and so those after it."""
-        if not torch.isfinite(self.norm):
+        if not torch.isfinite(self.gradient_norm):
             raise Diverged(
-                f"train: the gradient must be finite; got norm={self.norm.item()} at step {step}. "
+                f"train: the gradient must be finite; got norm={self.gradient_norm.item()} at step {step}. "
                 f"Use a lower --learning-rate or more --warmup-steps.",
                 step,
             )

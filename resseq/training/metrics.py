@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,12 @@ def measure(batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
         macro_f1=(2 * right[seen].double() / (true + given)[seen]).mean().item(),
         confusion=confusion.tolist(),
     )
+
+
+def on_device(batch: dict[str, Tensor], device: torch.device) -> tuple[dict[str, Any], Tensor]:
+    """A batch's inputs, keywords of the model, and its labels."""
+    inputs = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return inputs, inputs.pop("labels")
 
 
 def logits_of(

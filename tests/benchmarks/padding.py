@@ -29,8 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from training_step import build_peers
 
-from resseq.data import TextOptions, collate, prepare
-from resseq.data.batching import POOL
+from resseq.data.batching import POOL, collate
+from resseq.data.corpus import prepare
+from resseq.data.text import TextOptions
 
 DATA = {"trec": (64, 12, 4, 64, 64), "imdb": (128, 6, 4, 256, 16)}  # dim, depth, heads, max_length, batch
 BATCHES = 8

@@ -21,7 +21,8 @@ from time import perf_counter
 
 import torch
 
-from resseq.data import load_text, prepare
+from resseq.data.corpus import prepare
+from resseq.data.text import load_text
 from resseq.models import build_model
 from resseq.options import TrainOptions
 from resseq.run import Run
