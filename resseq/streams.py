@@ -257,6 +257,8 @@ class Sources(NamedTuple):
 class AttendOverDepth(nn.Module):
     """``Σ_i a_i v_i``, ``a = softmax_i(w·v_i / rms(v_i))``, at each position; w starts at 0: the mean.
 
+    ``rms(v) = √(mean v² + 1e-6)``
+
     Source: Kimi Team 2026, arXiv:2603.15031.
     Shapes: Sources of any shape with D entries along channel_dim -> one such tensor.
     """
