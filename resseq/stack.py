@@ -232,9 +232,11 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """All parameters for an optimizer, those apart to which a part of the model gives a pace of their own.
 
     A part that has ``optimizer_groups() -> [{"params", "lr_scale", "eps_scale"}]`` scales the learning rate and Adam's
-    ε of those parameters.
+    ε of those parameters; of two that name the same, the outer one.
     """
-    scaled = [group for part in model.modules() for group in getattr(part, "optimizer_groups", list)()]
-    apart = {parameter for group in scaled for parameter in group["params"]}
+    scaled, apart = [], set()
+    for group in (group for part in model.modules() for group in getattr(part, "optimizer_groups", list)()):
+        scaled.append({**group, "params": [parameter for parameter in group["params"] if parameter not in apart]})
+        apart.update(group["params"])
     rest = [parameter for parameter in model.parameters() if parameter not in apart]
     return [{"params": rest, "lr_scale": 1.0, "eps_scale": 1.0}, *scaled]

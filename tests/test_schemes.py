@@ -16,6 +16,7 @@ from resseq.residual import reset_children
 from resseq.schemes import HighwayGates, LayerScale, Scheme
 from resseq.schemes.norms import Keel, NormFormer
 from resseq.schemes.scales import CompleteP, DepthMup
+from resseq.stack import parameter_groups
 
 # one residual of each scheme, written by hand; c is its connection
 EQUATIONS = {
@@ -502,6 +503,15 @@ def test_depth_scaled_groups(scheme, lr, eps):
     same = stack(type(scheme)(base=8), layers=8)  # at the base depth it is pre-norm with nothing scaled
     assert same.residuals[0].connection.scale == same.optimizer_groups()[0]["eps_scale"] == 1.0
     assert stack("pre").optimizer_groups() == []
+
+
+def test_a_stack_in_another_learns_at_the_outer_one_s_pace():
+    net = Stack([stack("depth_mup"), Sublayer()], dim=D, scheme="completep")
+    rest, outer, inner = parameter_groups(net)
+    assert outer["eps_scale"] == net.optimizer_groups()[0]["eps_scale"]
+    assert inner["params"] == []
+    assert {*rest["params"], *outer["params"]} == {*net.parameters()}
+    torch.optim.AdamW([rest, outer])  # none stands in both
 
 
 def test_nf_expects_a_variance_of_one_again_after_a_change_of_shape():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resseq.diagnostics.blocks import Blocks, find_blocks
 from resseq.diagnostics.inspection import loss_of, mask_of
 from resseq.diagnostics.signal import Signal
-from resseq.stack import parameter_groups
+from resseq.stack import Stack, parameter_groups
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -52,6 +52,7 @@ def coordinate_check(
     trained = copy.deepcopy(model)
     found = {path: trained.get_submodule(path) for path in paths}
     chosen = (_adamw if optimizer is None else optimizer)(trained)
+    stacks = [part for part in trained.modules() if isinstance(part, Stack)]
     devices = {parameter.get_device() for parameter in trained.parameters() if parameter.is_cuda}
     rows: list[tuple[int, str, int, str, float]] = []
     with torch.random.fork_rng(devices), torch.enable_grad():
@@ -65,6 +66,8 @@ def coordinate_check(
                 chosen.zero_grad()
                 loss_of(output, loss).backward()
                 chosen.step()
+                for stack in stacks:
+                    stack.constrain()
                 for depth, (path, old) in enumerate(before.items()):
                     ratio = (_weights(found[path]) - old).norm() / old.norm()
                     rows.append((depth, path, step, "update_weight_ratio", ratio.item()))
