@@ -67,10 +67,12 @@ def _input_card(options: TrainOptions, reader: Any) -> str:
         )
     case = ", lower case" if options.lowercase else ""
     tokenizer = "the checkpoint's tokenizer" if options.fine_tunes else f"{options.tokenizer}{case}"
+    line, inputs = "one text", '"a text", "another"'
+    if reader.separator == "\t":
+        line, inputs = "two texts with a tab between", '("a text", "its second")'
     return (
         f"- Texts are cut at {reader.max_length} tokens ({tokenizer}).\n"
-        f"- Use: `resseq predict FOLDER texts.txt`, one text to a line, or "
-        f'`resseq.predict(FOLDER, ["a text", "another"])`.'
+        f"- Use: `resseq predict FOLDER texts.txt`, {line} to a line, or `resseq.predict(FOLDER, [{inputs}])`."
     )
 
 

@@ -43,7 +43,7 @@ def _caveats(result: dict[str, Any], options: TrainOptions) -> str:
     if 3 * options.warmup_steps > result["steps"]:
         lines.append(
             f"a warm-up of {options.warmup_steps} steps is long for a training of {result['steps']:,}: "
-            f"try --warmup-steps {result['steps'] // 10}, or more epochs"
+            f"try --warmup-steps {result['steps'] // 10}, or a longer training"
         )
     return "".join(f"{line}\n" for line in lines)
 

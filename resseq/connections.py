@@ -197,9 +197,10 @@ def require_factor(name: str, factor: float | Map) -> None:
 def require_map(name: str, given: Any) -> None:
     """Raise for what cannot be called with a tensor: a name, a list, a class that wants its arguments first."""
     if not callable(given) or isinstance(given, type):
+        such = "Highway(dim)" if name == "merge" else "nn.LayerNorm(dim)"
         raise ValueError(
             f"Residual: {name} is a module or a function; got {name}={getattr(given, '__name__', repr(given))}. "
-            f"Build the module first, such as nn.LayerNorm(dim)."
+            f"Build the module first, such as {such}."
         )
 
 

@@ -189,7 +189,9 @@ def _places(
     dims = list(dim) if isinstance(dim, Iterable) else [int(dim)] * (count + 1)
     shortcuts = [None] * count if shortcuts is None else list(shortcuts)
     if not count:
-        raise ValueError("Stack: needs at least one layer; got layers=[]. Give [(attention, feedforward), …].")
+        raise ValueError(
+            "Stack: needs at least one layer; got layers=[]. Give [(attention, feedforward), …], or a depth of 1."
+        )
     if len(dims) != count + 1 or len(shortcuts) != count:
         raise ValueError(
             f"Stack: {count} residuals need {count + 1} widths and {count} shortcuts; got dim={dim}, "

@@ -309,6 +309,12 @@ def test_rows_say_what_was_chosen_and_measured(whole, corpus):
     assert whole.summary
 
 
+def test_what_an_ablation_and_a_report_show_of_themselves_is_what_is_printed(whole):
+    assert repr(whole) == f"{whole.table}\n\n{whole.summary}"
+    report = resseq.diagnostics.inspect(Stack([torch.nn.Linear(4, 4)], dim=4), torch.randn(2, 4))
+    assert repr(report) == "\n".join([report.text, *report.verdict])
+
+
 def test_a_cell_that_learns_is_finished_and_one_that_cannot_is_stuck(data, tmp_path, here):
     options = small(data, tmp_path, schemes="pre", depths=1, num_train_epochs=12, learning_rates=(1e-2, 1e-9))
     learns, stuck = resseq.ablate(**options).findings.rows

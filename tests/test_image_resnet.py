@@ -212,7 +212,7 @@ def test_preact_projects_what_the_norm_gives():
     ("call", "message"),
     [
         (lambda: cifar_resnet(21), r"depth must be 6n \+ 2 for BasicBlock; got depth=21. Use depth=20."),
-        (lambda: cifar_resnet(1000, block=Bottleneck), r"9n \+ 2 for Bottleneck; got depth=1000. Use depth=992."),
+        (lambda: cifar_resnet(1000, block=Bottleneck), r"9n \+ 2 for Bottleneck; got depth=1000. Use depth=1001."),
         (lambda: cifar_resnet(2), r"got depth=2. Use depth=8."),
         (lambda: cifar_resnet(8, shortcut="E"), r"shortcut is 'A', 'B', 'C' or 'D'; got shortcut='E'. Use"),
         (lambda: resnet18(stem="wide"), r"stem is 'imagenet', 'deep' or 'cifar'; got stem='wide'. Use"),

@@ -61,7 +61,7 @@ MIXED = [
 @pytest.mark.parametrize(
     ("rows", "setting", "said"),
     [
-        ([row(steps=30)], {}, "30 steps: too few to tell; give --max-steps 300, 1 seed"),
+        ([row(steps=30)], {}, "30 steps (too few to tell: give --max-steps 300), 1 seed"),
         ([row(steps=30)], {"early_stopping_patience": 2}, "30 steps, 1 seed"),
         ([row(steps=1, status="diverged", test=None)], {}, "1 step, 1 seed"),
         ([row(steps=300), row(seed=1, steps=1, status="diverged", test=None)], {}, "at most 300 steps, 2 seeds"),
@@ -112,7 +112,8 @@ def test_the_best_setting_is_chosen_on_validation_not_on_test():
     assert [each["learning_rate"] for each in found.chosen("pre", 2)] == [1e-3]
     assert "50.0" in table(found)
     assert "99.0" not in table(found)
-    assert "that validation chose" in table(found)
+    assert "with the learning rate that validation chose for each scheme and depth, in brackets" in table(found)
+    assert "50.0 [0.001]" in table(found)
     assert summary(found).startswith("At 2 layers, each with the learning rate that validation chose: pre 50.0 %. ")
     assert "learning rate 0.001 or 0.01" in summary(found)
 

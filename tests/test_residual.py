@@ -370,7 +370,7 @@ def test_a_sublayer_that_writes_into_the_stream_is_refused_when_it_does():
     [
         ({"pre": nn.LayerNorm}, "pre is a module or a function; got pre=LayerNorm. Build the module first"),
         ({"post": "layernorm"}, "post is a module or a function; got post='layernorm'"),
-        ({"merge": "highway"}, "merge is a module or a function; got merge='highway'"),
+        ({"merge": "highway"}, r"merge is a module .* got merge='highway'. Build .*, such as Highway\(dim\)"),
         ({"scale": LearnedScale}, "scale is a number or a module; got scale of type type"),
         ({"connection": "pre"}, "connection is a Connection; got connection='pre'"),
     ],

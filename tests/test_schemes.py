@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 
 import pytest
 import test_streams as streams
@@ -311,9 +312,18 @@ def test_deepnorm_needs_roles():
         Stack([nn.Linear(D, D)], dim=D, scheme="deepnorm")
 
 
-def test_an_unknown_scheme_is_answered_with_the_nearest_name():
-    with pytest.raises(ValueError, match="got scheme='deepnrom'. Did you mean 'deepnorm'"):
-        stack("deepnrom")
+@pytest.mark.parametrize(
+    ("scheme", "hint"),
+    [
+        *(("deepnrom", "Did you mean 'deepnorm'"), ("DeepNorm", "Did you mean 'deepnorm'")),
+        *(("BranchNorm", "Did you mean 'branchnorm'"), ("PreNorm", "Did you mean 'pre'")),
+        *(("post-ln", "Did you mean 'post'"), ("Sub-LN", "Did you mean 'subln'"), ("zzz", "Use one of")),
+        *((LayerScale, "Write LayerScale()"), (nn.LayerNorm, "Use one of"), (["pre"], "Use one of")),
+    ],
+)
+def test_an_unknown_scheme_is_answered_with_the_nearest_name(scheme, hint):
+    with pytest.raises(ValueError, match=re.escape(f"got scheme={scheme!r}. {hint}")):
+        stack(scheme)
 
 
 def test_a_scheme_of_your_own():

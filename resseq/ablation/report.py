@@ -118,8 +118,19 @@ def _result(rows: list[Row], unit: str = "") -> str:
 def _grid(findings: Findings) -> list[list[str]]:
     """Schemes down, depths across."""
     head = ["scheme", *map(layers, findings.depths)]
-    body = [[line, *(_result(findings.chosen(line, depth)) for depth in findings.depths)] for line in findings.lines]
-    return [head, *body]
+    cells = [f"{_result(rows)}{_brackets(findings, rows)}" for rows in _cells(findings)]
+    across = len(findings.depths)
+    return [head, *([line, *cells[i * across : (i + 1) * across]] for i, line in enumerate(findings.lines))]
+
+
+def _cells(findings: Findings) -> list[list[Row]]:
+    """The rows behind each cell of the grid."""
+    return [findings.chosen(line, depth) for line in findings.lines for depth in findings.depths]
+
+
+def _brackets(findings: Findings, rows: list[Row]) -> str:
+    """The values that validation chose; nothing where there was no choice."""
+    return f" [{', '.join(shown(rows[0][axis]) for axis in findings.tuned)}]" if rows and findings.tuned else ""
 
 
 def _legend(findings: Findings) -> str:
@@ -128,8 +139,8 @@ def _legend(findings: Findings) -> str:
     if len({row["seed"] for row in findings.rows}) > 1:
         words.append("mean ± standard deviation over the seeds that have one")
     if findings.tuned:
-        words.append(f"with the {_choice(findings)} for each scheme and depth")
-    seen = {row["status"] for row in findings.rows}
+        words.append(f"with the {_choice(findings)} for each scheme and depth, in brackets")
+    seen = {row["status"] for cell in _cells(findings) for row in cell}
     return " ".join([", ".join(words) + ".", *(text for status, text in FAULTS.items() if status in seen)])
 
 
@@ -181,7 +192,7 @@ def _conditions(findings: Findings) -> str:
     start = f"Start {values('init')}, learning" if _values(findings, "init") else "Learning"
     whole = [row["steps"] for row in findings.rows if row["status"] not in ("diverged", "failed")]
     cut = findings.setting.get("early_stopping_patience")
-    few = f": too few to tell; give --max-steps {FEW * 3}" if whole and max(whole) < FEW and not cut else ""
+    few = f" (too few to tell: give --max-steps {FEW * 3})" if whole and max(whole) < FEW and not cut else ""
     return f"{start} rate {values('learning_rate')}, {warmup}, {budget}{few}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
@@ -237,7 +248,7 @@ def _blocks(findings: Findings) -> list[Block]:
         ("table", run),
         ("heading", "What all cells share"),
         ("table", setting),
-        ("heading", "Again"),
+        ("heading", "To run it again"),
         (
             "text",
             f"{findings.seconds:.0f} seconds over all calls; the cells, one after the other, {cells:.0f} seconds.",

@@ -47,6 +47,9 @@ class Ablation:
     folder: Path
     """Where the report, the pictures and the cells are."""
 
+    def __repr__(self) -> str:
+        return f"{self.table}\n\n{self.summary}"
+
     @property
     def frame(self) -> "pandas.DataFrame":
         """One row a cell."""

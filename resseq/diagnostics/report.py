@@ -40,6 +40,9 @@ class Report:
     step: int = 0
     """The training step that the weights are of."""
 
+    def __repr__(self) -> str:
+        return "\n".join([self.text, *self.verdict])
+
     def __add__(self, other: "Report") -> "Report":
         return Report(self.rows + other.rows, self.kinds | other.kinds, self.step)
 

@@ -146,7 +146,7 @@ class Bert(nn.Module):
         if not config:
             raise ValueError(
                 f"Bert: a checkpoint holds config.json; got folder_or_hub_id={str(folder_or_hub_id)!r} without. "
-                f"Give the folder of a checkpoint, or an id on the hub such as 'bert-base-uncased'."
+                f"Give a checkpoint's folder, or with a network an id on the hub such as google-bert/bert-base-uncased."
             )
         _require_bert(config)
         tensors = {_renamed(name): tensor for name, tensor in read_weights(find_weights(folder_or_hub_id)).items()}

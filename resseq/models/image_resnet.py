@@ -388,7 +388,7 @@ def cifar_resnet(
     if rest or count < 1:
         raise ValueError(
             f"cifar_resnet: depth must be {convolutions}n + 2 for {block.__name__}; got depth={depth}. "
-            f"Use depth={convolutions * max(1, count) + 2}."
+            f"Use depth={convolutions * max(1, round((depth - 2) / convolutions)) + 2}."
         )
     options = {"stem": "cifar"} | options
     return ResNet(block, [count] * 3, num_classes, shortcut=shortcut, scheme=scheme, dim=dim, **options)

@@ -94,12 +94,12 @@ def find_scheme(scheme: str | Scheme) -> Scheme:
     """The scheme of a name in SCHEMES, with its defaults; a Scheme is taken as it is."""
     if isinstance(scheme, Scheme):
         return scheme
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         word = str(scheme).lower()
         stem = word.removesuffix("norm").removesuffix("ln").rstrip("-_")  # pre-norm, Post-LN
         close = difflib.get_close_matches(word, SCHEMES, 1, 0.8) or difflib.get_close_matches(stem, SCHEMES, 1, 0.7)
         hint = f"Did you mean {close[0]!r}? " if close else ""
-        if isinstance(scheme, type):
+        if isinstance(scheme, type) and issubclass(scheme, Scheme):
             hint = f"Write {scheme.__name__}(). "
         raise ValueError(
             f"Stack: scheme is a name or an instance of a Scheme; got scheme={scheme!r}. {hint}"

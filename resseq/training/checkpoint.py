@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def claim(folder: Path) -> Iterator[None]:
 
     Raises: ValueError for a folder that cannot be written to; InUse.
     """
-    path = folder / ".lock"
+    path, ours_to_remove = folder / ".lock", not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")  # noqa: SIM115
@@ -75,6 +75,9 @@ def claim(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            if ours_to_remove:
+                with suppress(OSError):  # it holds something, as it should
+                    folder.rmdir()
 
 
 def sync(path: Path) -> None:

@@ -10,7 +10,7 @@ class TrainingOptions:
     """How a model is trained. Names follow Hugging Face's TrainingArguments where those have one."""
 
     output_dir: str | None = None
-    """Run folder; runs/DATA-MODEL-SCHEME unless given."""
+    """Run folder; unless given runs/DATA-MODEL, or runs/DATA-MODEL-SCHEME with --scheme."""
     resume: Literal["never", "auto", "resized"] = "never"
     """auto: go on from the run folder's checkpoint, or start where there is none; resized: like auto, where the batch
     size may change if batch size x accumulation steps stays the same."""

@@ -41,7 +41,7 @@ def draw_confusion(confusion: list[list[int]], classes: list[str], inputs: str, 
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="given class", ylabel="true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
     figure.suptitle(f"Test {inputs} (% of each class)", fontsize=11)  # over the names too: the axes may be narrower
     if names:
         axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", rotation_mode="anchor")
