@@ -40,7 +40,7 @@ def _caveats(result: dict[str, Any], options: TrainOptions) -> str:
         lines.append(f"{result['truncated']:.1%} of the training texts are longer than {allowed}, and cut there")
     if result["repeated"]:
         lines.append(f"{result['repeated']:,} of the test {options.task}s stand among those for training too")
-    if 3 * options.warmup_steps > result["steps"]:
+    if options.warmup_steps and 3 * options.warmup_steps > result["steps"]:
         lines.append(
             f"a warm-up of {options.warmup_steps} steps is long for a training of {result['steps']:,}: "
             f"try --warmup-steps {result['steps'] // 10}, or a longer training"

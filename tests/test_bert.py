@@ -130,12 +130,12 @@ def test_refuses_what_it_does_not_compute(tmp_path, change, message):
 
 
 def test_a_missing_file_is_named(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"holds config\.json; got folder_or_hub_id='.*' without"):
+    with pytest.raises(ValueError, match=r"holds config\.json; got folder_or_hub_id='.*', where there is none"):
         Bert.from_pretrained(tmp_path)
     theirs().config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"with model\.safetensors or pytorch_model\.bin; got"):
         Bert.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"got folder_or_hub_id='/no/such/folder' without"):
+    with pytest.raises(ValueError, match=r"got folder_or_hub_id='/no/such/folder', where there is none"):
         Bert.from_pretrained("/no/such/folder")
 
 

@@ -440,7 +440,7 @@ def test_what_is_to_be_known_before_trusting_the_numbers_is_said(tmp_path, capsy
     data = tmp_path / "data.csv"
     rows = [f"text {i},{'ab'[i % 2]}" for i in range(40)]
     data.write_text("\n".join(["text,label", *rows, *rows]) + "\n")
-    small = ["--dim", "16", "--vocab-size", "50", "--max-steps", "2", "--device", "cpu"]
+    small = ["--dim", "16", "--vocab-size", "50", "--max-steps", "2", "--warmup-steps", "100", "--device", "cpu"]
     assert main(["train", "--data", str(data), "--output-dir", str(tmp_path / "run"), *small]) == 0
     said = capsys.readouterr().out
     repeated = json.loads((tmp_path / "run" / "result.json").read_text())["repeated"]

@@ -528,6 +528,18 @@ def test_blocks_of_lanes_histories_and_pairs_change_places(scheme):
         assert swap(0, 1).isfinite().all()
 
 
+def test_a_parameter_that_blocks_share_counts_in_each():
+    """At ReZero's start only λ has a gradient, and the two residuals of a layer have one."""
+    norms = values(inspect(TransformerEncoder(8, 2, 2, scheme="rezero"), torch.randn(2, 4, 8)), "block_gradient_norm")
+    assert norms[0] == norms[1] > 0
+    assert norms[2] == norms[3] > 0
+
+
+def test_a_model_is_a_module():
+    with pytest.raises(ValueError, match=r"the model is an nn.Module; got str. Build it first, or let resseq.inspect"):
+        inspect("post", torch.randn(2, 4))
+
+
 # the first steps
 
 

@@ -224,6 +224,12 @@ def test_schedule(kind):
     assert schedule(TrainingOptions(warmup_steps=0), 0, 1) == 1.0
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (80, 8), (299, 29), (300, 100), (5000, 100)])
+def test_a_short_training_warms_up_for_a_tenth_of_it(steps, warmup):
+    rates = [schedule(TrainingOptions(), step, steps) for step in range(steps)]
+    assert rates.index(1.0) == max(warmup - 1, 0)
+
+
 @pytest.mark.parametrize("optim", ["adamw", "sgd"])
 def test_weight_decay_is_for_matrices(optim):
     model = Classifier()

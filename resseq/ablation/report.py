@@ -234,12 +234,12 @@ def _blocks(findings: Findings) -> list[Block]:
         ("heading", "Before the first step"),
         (
             "text",
-            "The norm of the loss's gradient over the weights of the first and of the last residual, before the first "
-            "step, with geometric means over the seeds. What falls or rises with depth by orders of magnitude is a "
-            "gradient that vanishes or explodes on its way: a usual reason for a deep model to be stuck or to diverge, "
-            "though no proof that it was the reason here. Xiong et al. 2020 (arXiv:2002.04745) find that the last "
-            "layer's gradient is the same at every depth for post-norm and falls with depth for pre-norm; that is why "
-            "deep post-norm needs a warm-up.",
+            "The norm of the loss's gradient over the weights of the first and of the last residual, before the "
+            "first step, with geometric means over the seeds. What falls or rises with depth by orders of magnitude "
+            "is a gradient that vanishes or explodes on its way: a usual reason for a deep model to be stuck or to "
+            "diverge, though no proof that it was the reason here; nor is one that stays level a promise. Xiong et "
+            "al. 2020 (arXiv:2002.04745) find that the last layer's gradient is the same at every depth for "
+            "post-norm and falls with depth for pre-norm; that is why deep post-norm needs a warm-up.",
         ),
         ("picture", ("gradients", "Gradient norm at the start against depth.")),
         ("heading", "Training"),

@@ -33,6 +33,11 @@ def find_blocks(model: nn.Module, blocks: Blocks = None) -> dict[str, nn.Module]
     >>> list(find_blocks(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU()))))
     ['1.0', '1.1', '1.2']
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"diagnostics: the model is an nn.Module; got {type(model).__name__}. Build it first, or let "
+            f"resseq.inspect(scheme='post') build one."
+        )
     if blocks is None:
         return _longest_run(model)
     found = _named(model, blocks)

@@ -1,6 +1,6 @@
 """The backward signal: the gradient that reaches each depth of the stream, and each weight."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -71,9 +71,11 @@ class Gradients:
         """One backward pass, from the loss to every parameter and to the inputs."""
         if self.output is not None:
             self._expect(self.output)
-        parameters = [(path, parameter) for path, parameter in model.named_parameters() if parameter.requires_grad]
-        sources = [parameter for _, parameter in parameters] + inputs
-        gradients = torch.autograd.grad(loss, sources, allow_unused=True)
+        # one that several blocks share, as ReZero's two of a layer do, counts in each
+        named = model.named_parameters(remove_duplicate=False)
+        parameters = [(path, parameter) for path, parameter in named if parameter.requires_grad]
+        sources = [*dict.fromkeys(parameter for _, parameter in parameters), *inputs]
+        gradients = dict(zip(sources, torch.autograd.grad(loss, sources, allow_unused=True), strict=True))
         for depth, norm in sorted(self.norms.items()):
             name = self.names[depth] if depth < len(self.names) else OUTPUT
             self.rows.append((depth, name, "gradient_norm", norm))
@@ -81,10 +83,10 @@ class Gradients:
                 self.rows.append((depth, name, "gradient_gain", norm / self.norms[depth + 1]))
         self._add_weights(parameters, gradients)
 
-    def _add_weights(self, parameters: Sequence[tuple[str, Tensor]], gradients: Sequence[Tensor | None]) -> None:
+    def _add_weights(self, parameters: Sequence[tuple[str, Tensor]], gradients: Mapping[Tensor, Tensor | None]) -> None:
         squares: dict[int, list[Tensor]] = {}
-        for (path, parameter), gradient in zip(parameters, gradients, strict=False):  # the inputs' come last
-            depth = self._depth_of(path)
+        for path, parameter in parameters:
+            gradient, depth = gradients[parameter], self._depth_of(path)
             if gradient is None or depth is None:
                 continue
             wide = torch.promote_types(gradient.dtype, torch.float32)

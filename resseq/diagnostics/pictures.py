@@ -60,10 +60,11 @@ def _draw_panel(axes: "Axes", report: "Report", title: str, unit: str, statistic
     from matplotlib.ticker import MaxNLocator
 
     colours = dict(zip(dict.fromkeys(report.kinds.values()), COLOURS * len(report.kinds), strict=False))
-    values = []
+    values, places = [], set()
     for label, points in _lines(report, statistics).items():
         depths, heights = zip(*points, strict=True)
         values += heights
+        places.update(depths)
         if statistics == ("lesion_drop",):
             axes.bar(depths, heights, color=colours[label], label=label)
             axes.axhline(0, color=INK, linewidth=0.8)
@@ -76,6 +77,8 @@ def _draw_panel(axes: "Axes", report: "Report", title: str, unit: str, statistic
     elif min(values) >= 0:
         axes.set_ylim(0, 1.08 * max(values) or 1)  # small differences look small
     axes.set(title=title, xlabel="depth (blocks)", ylabel=unit)
+    if len(places) == 1:
+        axes.set_xlim(min(places) - 0.5, min(places) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     clean(axes)
     if len(axes.get_legend_handles_labels()[1]) > 1:

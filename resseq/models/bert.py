@@ -145,8 +145,8 @@ class Bert(nn.Module):
         config = read_config(folder_or_hub_id)
         if not config:
             raise ValueError(
-                f"Bert: a checkpoint holds config.json; got folder_or_hub_id={str(folder_or_hub_id)!r} without. "
-                f"Give a checkpoint's folder, or with a network an id on the hub such as google-bert/bert-base-uncased."
+                f"Bert: a checkpoint holds config.json; got folder_or_hub_id={str(folder_or_hub_id)!r}, where there is "
+                f"none. Check the spelling and, for an id on the hub, the network; or give a checkpoint's folder."
             )
         _require_bert(config)
         tensors = {_renamed(name): tensor for name, tensor in read_weights(find_weights(folder_or_hub_id)).items()}

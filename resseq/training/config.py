@@ -28,8 +28,9 @@ class TrainingOptions:
     """The schedule's highest learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     """Decay to 0 after the warm-up, or none."""
-    warmup_steps: int = 100
-    """Optimizer steps over which the learning rate rises from 0."""
+    warmup_steps: int | None = None
+    """Optimizer steps over which the learning rate rises from 0; unless given 100, or a tenth of a training of less
+    than 300 steps."""
     optim: Literal["adamw", "sgd"] = "adamw"
     """adamw: betas 0.9 and 0.999, fused; sgd: momentum 0.9."""
     weight_decay: float = 0.1
@@ -70,3 +71,9 @@ class TrainingOptions:
     def steps(self, batches: int) -> int:
         """Optimizer steps of a training that is not stopped early."""
         return self.max_steps or self.steps_per_epoch(batches) * self.num_train_epochs
+
+    def warmup(self, steps: int) -> int:
+        """Steps of warm-up in a training of so many."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return 100 if steps >= 300 else steps // 10

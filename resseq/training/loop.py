@@ -100,12 +100,13 @@ def choose_device(name: str) -> torch.device:
 def schedule(options: TrainingOptions, step: int, steps: int) -> float:
     """The learning rate of a step (from 0) as a share of the highest.
 
-    ``(step + 1)/warmup_steps`` up to 1, then with t the share of the remaining steps: ``1 − t`` (linear),
+    ``(step + 1)/warmup`` up to 1, then with t the share of the remaining steps: ``1 − t`` (linear),
     ``(1 + cos πt)/2`` (cosine), 1 (constant).
     """
-    if step < options.warmup_steps:
-        return (step + 1) / options.warmup_steps
-    t = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
+    warmup = options.warmup(steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    t = (step - warmup) / max(1, steps - warmup)
     return {"linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2, "constant": 1.0}[options.lr_scheduler_type]
 
 
