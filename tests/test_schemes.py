@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from resseq import SCHEMES, Residual, Stack, TransformerEncoder
 from resseq.connections import OneStream
 from resseq.layers.feedforward import FeedForward
+from resseq.layers.norms import DyT
 from resseq.residual import reset_children
 from resseq.schemes import HighwayGates, LayerScale, Scheme
 from resseq.schemes.norms import Keel, NormFormer
@@ -590,10 +591,11 @@ def test_other_merges_refuse_shapes_that_differ(merge):
         connection.merge(torch.ones(2, D), torch.ones(2, 1))
 
 
+@pytest.mark.parametrize("kind", [nn.LayerNorm, DyT])
 @pytest.mark.parametrize("name", SCHEMES)
-def test_channels_first_is_channels_last_transposed(name):
+def test_channels_first_is_channels_last_transposed(name, kind):
     def norm(dim):
-        return nn.Sequential(nn.LayerNorm(dim), nn.Tanh()) if name == "preact" else nn.LayerNorm(dim)
+        return nn.Sequential(kind(dim), nn.Tanh()) if name == "preact" else kind(dim)
 
     class First(Sublayer):
         def forward(self, x):

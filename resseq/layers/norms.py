@@ -10,11 +10,13 @@ class DyT(nn.Module):
     ``w⊙tanh(αx) + b``; w = 1, b = 0 and one learned α = 0.5 at the start.
 
     Source: Zhu et al. 2025, arXiv:2503.10622, section 4.
-    Shapes: (…, D) -> (…, D).
+    Shapes: (…, D) -> (…, D); a stack with channels first puts it over them.
 
     >>> DyT(8)(torch.full((4, 8), 2.0)).mean().item()
     0.7615...
     """
+
+    over_last_axis = True  # as Place.norm_of asks
 
     def __init__(self, dim: int, *, alpha: float = 0.5):
         super().__init__()

@@ -40,10 +40,11 @@ class Place:
         return self.norm_of(self.dim_out)
 
     def norm_of(self, dim: int) -> nn.Module | None:
-        """A norm N of so many channels."""
+        """A norm N of so many channels, wherever they stand."""
         norm = self.norm(dim) if self.norm else None
         first = norm[0] if isinstance(norm, nn.Sequential) else norm
-        if norm is not None and self.channel_dim != -1 and type(first) in (nn.LayerNorm, nn.RMSNorm):
+        over_last = getattr(first, "over_last_axis", type(first) in (nn.LayerNorm, nn.RMSNorm))
+        if norm is not None and self.channel_dim != -1 and over_last:
             return OverChannels(norm, self.channel_dim)
         return norm
 
