@@ -261,7 +261,7 @@ def predict(
         text.
     """
     from resseq.data.image import ENDINGS
-    from resseq.training.loop import windows
+    from resseq.training.loop import chunks
 
     loaded = Run.load(run, device)
     if loaded.options.task == "image" and isinstance(file, (str, os.PathLike)) and str(file).lower().endswith(ENDINGS):
@@ -269,7 +269,7 @@ def predict(
     if isinstance(file, (str, os.PathLike)):
         _check_file(str(file))
         return _answers(loaded, _blocks(str(file)), batch_size)
-    return _answers(loaded, windows(file, CHUNK), batch_size)
+    return _answers(loaded, chunks(file, CHUNK), batch_size)
 
 
 def _answers(run: Run, blocks: Iterator[list[Any]], batch_size: int) -> Iterator[dict[str, Any]]:

@@ -75,7 +75,7 @@ def export(
     try:
         _write(loaded, file, format, batches[-1])
     finally:
-        if not file.stat().st_size:
+        if not file.stat().st_size:  # nothing came of it
             file.unlink()
     run_file = _open(file, format)
     with torch.inference_mode():

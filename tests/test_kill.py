@@ -115,10 +115,12 @@ def in_use(folder: Path) -> Iterator[None]:
     ready = FORK.Event()
     other = FORK.Process(target=hold, args=(folder, ready))
     other.start()
-    assert ready.wait(60)
-    yield
-    other.kill()
-    other.join()
+    try:
+        assert ready.wait(60)
+        yield
+    finally:
+        other.kill()
+        other.join()
 
 
 def steps_in(notes: Path) -> list[int]:

@@ -12,7 +12,7 @@ from resseq import Stack, TextConvNet
 from resseq.data.batching import LengthBatches, Tokens, collate
 from resseq.training.checkpoint import Damaged, checkpoints, load_state, load_weights, save_checkpoint, save_weights
 from resseq.training.config import TrainingOptions
-from resseq.training.loop import Diverged, Trainer, better, calibrate, choose_device, make_optimizer, schedule, windows
+from resseq.training.loop import Diverged, Trainer, better, calibrate, choose_device, chunks, make_optimizer, schedule
 from resseq.training.metrics import Metrics, logits_of, measure
 
 VOCAB, CLASSES, ROWS = 20, 3, 40
@@ -151,7 +151,7 @@ def test_accumulation_equals_one_large_batch_also_in_a_short_window(tmp_path):
     whole.take_step([collate(items)])
     for ours, theirs in zip(windowed.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    assert [len(window) for window in windows(range(7), 3)] == [3, 3, 1]
+    assert [len(chunk) for chunk in chunks(range(7), 3)] == [3, 3, 1]
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

@@ -53,7 +53,7 @@ def claim(folder: Path) -> Iterator[None]:
 
     Raises: ValueError for a folder that cannot be written to; InUse.
     """
-    path, ours_to_remove = folder / ".lock", not folder.exists()
+    path, made = folder / ".lock", not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")  # noqa: SIM115
@@ -75,7 +75,7 @@ def claim(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-            if ours_to_remove:
+            if made:
                 with suppress(OSError):  # it holds something, as it should
                     folder.rmdir()
 

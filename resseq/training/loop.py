@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from resseq.training.metrics import Metrics, logits_of, measure, on_device
 from resseq.training.tracker import Tracker
 
 Batch = dict[str, Tensor]
+T = TypeVar("T")
 
 
 class Diverged(ValueError):
@@ -156,16 +157,20 @@ def make_ready(model: nn.Module, batch: Batch, device: torch.device) -> None:
     """Bring a new model to where its first step, on this batch, finds it: calibrated, in training, clocks at 1."""
     calibrate(model, batch, device)
     model.train()
-    clocks: list[Any] = [part for part in model.modules() if hasattr(part, "set_step")]
-    for clock in clocks:
+    for clock in clocks_of(model):
         clock.set_step(1)
 
 
-def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """The batches of each optimizer step; the last window may be short."""
-    iterator = iter(batches)
-    while window := list(islice(iterator, size)):
-        yield window
+def clocks_of(model: nn.Module) -> list[Any]:
+    """The parts that want to know which step comes; not the stacks, which would only pass it on to them."""
+    return [part for part in model.modules() if hasattr(part, "set_step") and not isinstance(part, Stack)]
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """So many at a time; the last ones may be fewer."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
 
 
 class Trainer:
@@ -192,9 +197,7 @@ class Trainer:
         self.model, self.loader, self.validation = model, loader, validation
         self.options, self.folder, self.device = options, folder, device
         self.optimizer = make_optimizer(model, options)
-        # a stack would only pass it on to its parts, which stand here themselves
-        clocks = (part for part in model.modules() if hasattr(part, "set_step") and not isinstance(part, Stack))
-        self.clocks: list[Any] = list(clocks)
+        self.clocks = clocks_of(model)
         self.constrained: list[Any] = [part for part in model.modules() if hasattr(part, "constrain")]
         self.compiled: Any = torch.compile(model) if options.torch_compile else model
         self.per_epoch = options.steps_per_epoch(len(loader))
@@ -310,7 +313,7 @@ class Trainer:
             epoch, done = divmod(self.step, self.per_epoch)
             sampler.set_epoch(epoch)
             sampler.start_at(done * self.options.gradient_accumulation_steps)
-            yield from windows(self.loader, self.options.gradient_accumulation_steps)
+            yield from chunks(self.loader, self.options.gradient_accumulation_steps)
 
     def log_training(self) -> str:
         """Log the means since the last row, and say them in short."""
