@@ -11,13 +11,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import resseq
-from resseq import SCHEMES, Residual, TextConvNet, TextTransformer
+from resseq import SCHEMES, Residual, TextConvNet, TextTransformer, transformer
 from resseq.data.batching import LengthBatches, Tokens, collate
+from resseq.models.bert import BertClassifier
 from resseq.models.image_classifier import ImageClassifier
+from resseq.packing import pack
 from resseq.training.config import TrainingOptions
 from resseq.training.loop import Trainer
 
 VOCAB = 50
+BERT = {"vocab_size": VOCAB, "dim": 16, "depth": 2, "heads": 2}
 DROPS = {"dropout": 0.1, "attention_dropout": 0.1, "token_dropout": 0.1}
 # reversible asks torch which autocast is on, and torch knows of none on meta
 NAMES = [name for name in SCHEMES if name != "reversible"]
@@ -70,6 +73,18 @@ def test_the_very_deep_net(shortcut, pooling):
 def test_images(shortcut):
     net = resseq.cifar_resnet(8, shortcut=shortcut, num_classes=3)
     run(ImageClassifier(net, (0.5,) * 3, (0.2,) * 3), images())
+
+
+def test_texts_share_rows_there_too_where_the_mask_stayed_on_the_cpu(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(transformer, "pack", lambda x, packing: shapes.append(x.shape) or pack(x, packing))
+    mask = torch.arange(12) < torch.tensor([[12], [5], [3]])
+    for model in (TextConvNet(VOCAB, 3, depth=5, dim=16, stages=1), BertClassifier(3, BERT, separator=3)):
+        run(model, texts() | {"mask": mask})
+    run(TextTransformer(VOCAB, 3, 16, 2, 2), texts())
+    assert not shapes, "never for a mask that is there"
+    run(TextTransformer(VOCAB, 3, 16, 2, 2), texts() | {"mask": mask})
+    assert shapes == [(3, 12, 16)] * 2, "in training and after it"
 
 
 class Asking(nn.Module):
