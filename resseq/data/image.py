@@ -99,7 +99,7 @@ def decode(pictures: "Sequence[Picture | Image.Image]", size: int) -> "Tensor":
     """Images as bytes (N, 3, size, size), resized where they are of another size; grey and transparent ones to RGB."""
     import numpy as np
     import torch
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     pixels = np.empty((len(pictures), size, size, 3), dtype=np.uint8)
     for i, picture in enumerate(pictures):
@@ -110,7 +110,7 @@ def decode(pictures: "Sequence[Picture | Image.Image]", size: int) -> "Tensor":
                 f"{image.mode}). Convert it: which of its values are black and white, only you know."
             )
         try:
-            image = image.convert("RGB")
+            image = ImageOps.exif_transpose(image).convert("RGB")  # upright, however the camera was held
         except Exception as error:  # what is cut off or damaged shows only here
             raise _unreadable(picture, error) from error
         if image.size != (size, size):

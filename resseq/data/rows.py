@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from resseq.data.sources import Table
@@ -33,10 +33,11 @@ class DataOptions:
     """Seed of the splits that the data lacks, and of the draw."""
 
 
-class Picture(NamedTuple):
-    """An image as it was stored: where it came from, and its bytes, not yet decoded."""
+@dataclass(frozen=True)
+class Picture:
+    """An image as it was stored: where it came from, and its bytes, not yet decoded. Of the same bytes, two are one."""
 
-    name: str
+    name: str = field(compare=False)
     content: bytes
 
 
@@ -148,7 +149,7 @@ def find_column(table: Table, where: str, kind: str, wanted: str | None, usual: 
             f"data: --{kind}-column must be a column of {where}; got {kind}_column='{wanted}',"
             f" columns={list(table)}. Choose one of these."
         )
-    lower = {name.lower(): name for name in table}
+    lower = {name.lower(): name for name in table} | {name: name for name in table}  # as it is written goes first
     for name in usual:
         if name in lower:
             return lower[name]

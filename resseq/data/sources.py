@@ -82,10 +82,21 @@ def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
 def read_class_folder(
     folder: Path, column: str, endings: tuple[str, ...], read: Callable[[Path], Any]
 ) -> dict[str, dict[str, Table]]:
-    """An example in each file, in a folder named by its label: SPLIT/LABEL/*.txt, or LABEL/*.txt; {} without any."""
+    """An example in each file, in a folder named by its label: SPLIT/LABEL/*.txt, or LABEL/*.txt; {} without any.
+
+    Raises: ValueError for an example that is in none of these, which nobody would miss.
+    """
     files = [(_split_of(path.parts[-3]), path) for path in _visible(folder, "*/*/*", endings)]
-    if not any(split for split, _ in files):  # else what lies beside the labels, in SPLIT/*.txt, is no example
+    if any(split for split, _ in files):  # then what lies beside the labels, in SPLIT/*.txt, is no example
+        astray = [path for split, path in files if split is None] + _visible(folder, "*/*/*/*", endings)
+    else:
+        astray = [path for _, path in files]
         files = [("train", path) for path in _visible(folder, "*/*", endings)]
+    if files and astray:
+        raise ValueError(
+            f"data: an example stands in LABEL, or in SPLIT/LABEL with a SPLIT that starts with train, validation or "
+            f"test; got {len(astray)} elsewhere in '{folder}', such as {astray[0]}. Move them."
+        )
     splits: dict[str, dict[str, Table]] = {}
     for split, path in files:
         if split and path.parent.name != UNLABELLED:
