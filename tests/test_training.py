@@ -100,6 +100,22 @@ def test_inspection_leaves_no_trace_in_the_run(tmp_path, monkeypatch, options):
     ]
 
 
+def test_inspection_differentiates_the_loss_that_is_trained(tmp_path):
+    run = trainer(tmp_path, scheme="pre", max_steps=1, inspect_every=1, max_grad_norm=0.0)
+    run.class_weights = torch.tensor([1.0, 0.1, 20.0])
+    run.train()
+    inspected = json.loads(run.log_file.read_text().splitlines()[0])["inspect"]["block_gradient_norm"]
+    again = trainer(tmp_path, scheme="pre")
+    batch = next(again.remaining())[0]
+    weights = torch.tensor([1.0, 0.1, 20.0])[batch["labels"]]
+    each = F.cross_entropy(
+        again.model(batch["ids"], batch["mask"]), batch["labels"], reduction="none", label_smoothing=0.1
+    )
+    ((each * weights).sum() / weights.sum()).backward()
+    gradients = [parameter.grad for parameter in again.model.stack.residuals[0].parameters()]
+    assert inspected[0] == pytest.approx(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+
+
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 3}, {"optim": "sgd"}, {"eval_steps": 7}])
 @pytest.mark.parametrize("killed_at", [11, 17, 25])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch, options, killed_at):

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -343,31 +342,38 @@ class Trainer:
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16),
         ):
-            loss = partial(F.cross_entropy, target=labels, label_smoothing=self.options.label_smoothing_factor)
-            report = diagnostics.inspect(self.model, loss=loss, **inputs)
+            weight = self.weight_of(batch)
+            report = diagnostics.inspect(self.model, loss=lambda logits: self.loss(logits, labels) / weight, **inputs)
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
         self.log(inspect=report.by_depth)
 
-    def take_step(self, window: list[Batch]) -> None:
-        """One optimizer step on the mean loss of a window's examples, weighted by their classes.
+    def weight_of(self, batch: Batch) -> float:
+        """What the examples of a batch count in the loss together."""
+        labels, weights = batch["labels"], self.class_weights
+        return float(len(labels) if weights is None else weights[labels].sum())
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch: the sum of its examples', each times the weight of its class.
 
         Not by cross_entropy's own ``weight``: that weighs each part of a smoothed label by its class, so that a rare
         class would be most of every example's.
         """
-        weights = self.class_weights
-        each = [len(batch["labels"]) if weights is None else weights[batch["labels"]].sum() for batch in window]
-        total = float(sum(each))
-        weights = None if weights is None else weights.to(self.device, non_blocking=True)
+        logits, smoothing = logits.float(), self.options.label_smoothing_factor
+        if self.class_weights is None:
+            return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        weights = self.class_weights.to(self.device, non_blocking=True)
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing) @ weights[labels]
+
+    def take_step(self, window: list[Batch]) -> None:
+        """One optimizer step on the mean loss of a window's examples, weighted by their classes."""
+        each = [self.weight_of(batch) for batch in window]
         for batch, weight in zip(window, each, strict=True):
             inputs, labels = on_device(batch, self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
                 logits = self.compiled(**inputs)
-            reduction, smoothing = "sum" if weights is None else "none", self.options.label_smoothing_factor
-            loss = F.cross_entropy(logits.float(), labels, reduction=reduction, label_smoothing=smoothing)
-            if weights is not None:
-                loss = loss @ weights[labels]
-            (loss / total).backward()
+            loss = self.loss(logits, labels)
+            (loss / sum(each)).backward()
             self.running[0] += loss.detach()
             self.running[1] += weight
             self.running[2] += (logits.argmax(1) == labels).sum()
