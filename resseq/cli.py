@@ -50,7 +50,7 @@ def _caveats(result: dict[str, Any], options: TrainOptions) -> str:
 
 def _by_class(classes: dict[str, dict[str, float]]) -> str:
     """A table for people to read."""
-    width = max(map(len, classes))
+    width = max(map(len, ["class", *classes]))
     lines = [f"{'class':{width}}  precision  recall      F1    rows"]
     for name, row in classes.items():
         lines.append(f"{name:{width}}  {row['precision']:9.4f}{row['recall']:8.4f}{row['f1']:8.4f}{row['rows']:8,}")

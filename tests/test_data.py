@@ -254,6 +254,18 @@ def test_hub_with_one_part_is_carved(hub, part):
     assert load("name").carved == ("validation", "test")
 
 
+def test_what_datasets_saved_is_read(tmp_path):
+    import datasets
+
+    part = class_labels([1, 0, 1], ["a", "b"])
+    datasets.DatasetDict({"train": part, "test": part.select([2])}).save_to_disk(tmp_path / "splits")
+    assert load_as_is(tmp_path / "splits").splits == {"train": (["t1", "t0", "t1"], [1, 0, 1]), "test": (["t1"], [1])}
+    part.save_to_disk(tmp_path / "whole")
+    assert load_as_is(tmp_path / "whole").splits == {"train": (["t1", "t0", "t1"], [1, 0, 1])}
+    (tmp_path / "whole" / "data-00000-of-00001.arrow").unlink()
+    assert f"got {tmp_path / 'whole'}: " in refused(load_as_is, tmp_path / "whole")
+
+
 def test_hub_respects_selected_rows(hub):
     hub(train=class_labels([0, 1, 0, 1], ["a", "b"]).select([3, 0]))
     assert load_as_is("name").splits["train"].inputs == ["t1", "t0"]

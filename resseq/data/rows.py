@@ -20,7 +20,8 @@ class DataOptions:
     """What is classified: texts or images."""
     data: str = "pystdlib"
     """pystdlib (built in), listops (generated), a CSV, TSV, JSONL, JSON or Parquet file, a folder of them or of
-    LABEL/*.txt, or a Hugging Face dataset id. Images: a Parquet file, a folder of them or of LABEL/*.png, or an id."""
+    LABEL/*.txt, or a Hugging Face dataset: its id, or what its save_to_disk left. Images: a Parquet file, a folder of
+    them or of LABEL/*.png, or a dataset."""
     label_column: str | None = None
     """The column of the labels; by default a usual name such as label, sentiment or category."""
     validation_fraction: float = 0.1

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 T = TypeVar("T")
+SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of datasets leaves
 UNLABELLED = "unsup"  # the folder that the IMDb archive has beside those of its classes
 Table = dict[str, list[Any]]
 """Column name -> values, one a row."""
@@ -57,6 +58,8 @@ def _split_of(name: str) -> str | None:
 
 
 def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
+    if any((folder / name).exists() for name in SAVED):
+        return _read_saved(folder)
     files = _visible(folder, "*", tuple(PARSERS))
     if not files:
         if splits := read_class_folder(folder, "text", (".txt",), _read_text):
@@ -122,6 +125,19 @@ def _read_hub(name: str) -> dict[str, dict[str, Table]]:
         reason = f"a Hugging Face dataset that can be loaded ({_one_line(error)})"
         raise NoSuchData(name, reason) from error
     assert isinstance(parts, datasets.DatasetDict)
+    return _splits_of(parts, name)
+
+
+def _read_saved(folder: Path) -> dict[str, dict[str, Table]]:
+    import datasets
+
+    saved = _readable(datasets.load_from_disk, folder)
+    parts = saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict({"train": saved})
+    return _splits_of(parts, str(folder))
+
+
+def _splits_of(parts: "datasets.DatasetDict", name: str) -> dict[str, dict[str, Table]]:
+    """The parts of a Hugging Face dataset as splits; one alone is all "train"."""
     if len(parts) == 1:
         return {"train": {f"{name} {part}": _hub_table(dataset) for part, dataset in parts.items()}}
     splits: dict[str, dict[str, Table]] = {}

@@ -13,7 +13,8 @@ class TrainingOptions:
     """Run folder; unless given runs/DATA-MODEL, or runs/DATA-MODEL-SCHEME with --scheme."""
     resume: Literal["never", "auto", "resized"] = "never"
     """auto: go on from the run folder's checkpoint, or start where there is none; resized: like auto, where the batch
-    size may change if batch size x accumulation steps stays the same."""
+    size may change if batch size x accumulation steps stays the same. The epoch that it stands in then ends with other
+    batches: some examples come twice in it, others not at all."""
     num_train_epochs: int = 8
     """Passes over the training data, at most; early stopping may end sooner."""
     max_steps: int | None = None
@@ -46,7 +47,7 @@ class TrainingOptions:
     save_steps: int | None = None
     """Optimizer steps between checkpoints, beside those at each validation."""
     early_stopping_patience: int | None = None
-    """Validations without a better accuracy after which training ends."""
+    """Validations after which training ends if none was better: more right answers, or as many at a lower loss."""
     logging_steps: int = 10
     """Optimizer steps to a row of metrics.jsonl."""
     inspect_every: int | None = None
