@@ -187,12 +187,13 @@ def _training_batches(examples: "Tokens | Images", options: TrainOptions) -> "Da
 
 
 def _class_weights(corpus: "Corpus") -> "Tensor":
-    """n/(C·n_c) for each class: all classes count the same."""
+    """n/(C·n_c) for each class of the C that training has: all count the same, and an example 1 in the mean."""
     import torch
 
-    train, classes = corpus.splits["train"], len(corpus.classes)
+    train = corpus.splits["train"]
     assert train.labels is not None
-    return len(train) / (classes * torch.bincount(train.labels, minlength=classes).clamp(min=1))
+    counts = torch.bincount(train.labels, minlength=len(corpus.classes))
+    return len(train) / ((counts > 0).sum() * counts.clamp(min=1))
 
 
 def evaluate(

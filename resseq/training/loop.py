@@ -180,7 +180,8 @@ class Trainer:
     best accuracy on the validation batches (of equals, the lowest loss; of those, the first) are kept.
 
     Args:
-        class_weights: what an example of each class counts in the training loss, (C,); 1 unless given.
+        class_weights: what an example of each class counts in the training loss, (C,), 1 in the mean over all
+            examples; 1 for each unless given.
     """
 
     def __init__(
@@ -342,8 +343,8 @@ class Trainer:
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16),
         ):
-            weight = self.weight_of(batch)
-            report = diagnostics.inspect(self.model, loss=lambda logits: self.loss(logits, labels) / weight, **inputs)
+            count = len(labels)
+            report = diagnostics.inspect(self.model, loss=lambda logits: self.loss(logits, labels) / count, **inputs)
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
         self.log(inspect=report.by_depth)
@@ -366,19 +367,24 @@ class Trainer:
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing) @ weights[labels]
 
     def take_step(self, window: list[Batch]) -> None:
-        """One optimizer step on the mean loss of a window's examples, weighted by their classes."""
-        each = [self.weight_of(batch) for batch in window]
+        """One optimizer step on the mean of a window's examples' losses, each times the weight of its class.
+
+        Over their number: over the sum of their weights, an example of a rare class could count no more than all the
+        others of one window. For the same reason a window may have a larger gradient, the more its examples weigh.
+        """
+        each, count = [self.weight_of(batch) for batch in window], sum(len(batch["labels"]) for batch in window)
         for batch, weight in zip(window, each, strict=True):
             inputs, labels = on_device(batch, self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
                 logits = self.compiled(**inputs)
             loss = self.loss(logits, labels)
-            (loss / sum(each)).backward()
+            (loss / count).backward()
             self.running[0] += loss.detach()
             self.running[1] += weight
             self.running[2] += (logits.argmax(1) == labels).sum()
             self.running[3] += len(labels)
-        self.gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm or math.inf)
+        most = (self.options.max_grad_norm or math.inf) * (sum(each) / count)
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), most)
         if self.checks_each_step:
             self.require_finite(self.step + 1)
         rate = self.options.learning_rate * schedule(self.options, self.step, self.steps)
