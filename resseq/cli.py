@@ -20,13 +20,15 @@ from resseq.options import TrainOptions
 def _train(options: TrainOptions) -> None:
     result = classification.train(**asdict(options))
     test, validation, baselines = result["test"], result["validation"], result["baselines"]
+    score = "weighted_accuracy" if options.class_weights else "accuracy"
     beside = ", ".join(f"{name} {baselines[key]:.4f}" for key, name in BASELINES.items() if key in baselines)
     print(
         f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}, loss {test['loss']:.4f} "
         f"on {result['rows']['test']:,} {options.task}s\n"
         f"beside it: {beside}\n"
-        f"weights of step {validation['step']:,} of {result['steps']:,}, chosen by validation accuracy "
-        f"{validation['accuracy']:.4f}; {result['parameters']:,} parameters, {result['seconds']:.0f} s\n"
+        f"weights of step {validation['step']:,} of {result['steps']:,}, chosen by validation "
+        f"{score.replace('_', ' ')} {validation[score]:.4f}; {result['parameters']:,} parameters, "
+        f"{result['seconds']:.0f} s\n"
         f"{_caveats(result, options)}"
         f"run folder {result['output_dir']}: learning_curve.png, confusion_matrix.png, README.md"
     )

@@ -284,7 +284,8 @@ def test_rows_say_what_was_chosen_and_measured(whole, corpus):
     frame = whole.frame
     assert list(frame.columns) == [
         *("model", "scheme", "depth", "seed", "learning_rate", "warmup_steps", "init", "status", "diverged_step"),
-        *("validation_accuracy", "validation_loss", "train_accuracy", "train_loss", "test_accuracy", "test_loss"),
+        *("validation_accuracy", "validation_weighted_accuracy", "validation_loss"),
+        *("train_accuracy", "train_loss", "test_accuracy", "test_loss"),
         *("steps_to_loss", "steps", "seconds", "parameters", "saved_bytes"),
         *("gradient_norm_first", "gradient_norm_last", "stream_growth", "cell", "error"),
     ]

@@ -41,7 +41,8 @@ class TrainingOptions:
     label_smoothing_factor: float = 0.1
     """Share of the target spread evenly over the classes."""
     class_weights: Literal["balanced"] | None = None
-    """balanced: rare classes count more in the loss; a class with n_c of n texts counts n/(C·n_c) times."""
+    """balanced: rare classes count more in the loss, and in the accuracy that chooses the weights that are kept; a
+    class with n_c of n texts counts n/(C·n_c) times."""
     eval_steps: int | None = None
     """Optimizer steps between validations; once an epoch unless given."""
     save_steps: int | None = None

@@ -29,7 +29,7 @@ from resseq.training.checkpoint import (
     write_text,
 )
 from resseq.training.config import TrainingOptions
-from resseq.training.metrics import Metrics, logits_of, measure, on_device
+from resseq.training.metrics import logits_of, measure, on_device
 from resseq.training.tracker import Tracker
 
 Batch = dict[str, Tensor]
@@ -177,7 +177,8 @@ class Trainer:
 
     The model takes a batch's entries but "labels" as keywords and returns logits (B, C). The loader's batch sampler has
     ``set_epoch(epoch)`` and ``start_at(batches)``: its order is a function of the epoch alone. The weights with the
-    best accuracy on the validation batches (of equals, the lowest loss; of those, the first) are kept.
+    best accuracy on the validation batches (of equals, the lowest loss; of those, the first) are kept. With
+    class_weights it is the weighted accuracy.
 
     Args:
         class_weights: what an example of each class counts in the training loss, (C,), 1 in the mean over all
@@ -407,9 +408,12 @@ class Trainer:
     def validate(self) -> None:
         """Measure on the validation data; keep the weights if they are the best so far."""
         metrics = measure(logits_of(self.compiled, self.validation, self.device, self.options.bf16))
-        self.log(**{f"validation_{name}": value for name, value in metrics.scalars().items()})
-        if self.best is None or better(metrics, self.best):
-            self.best = {"step": self.step, **metrics.scalars()}
+        found = metrics.scalars()
+        if self.class_weights is not None:
+            found["weighted_accuracy"] = metrics.weighted_accuracy(self.class_weights)
+        self.log(**{f"validation_{name}": value for name, value in found.items()})
+        if self.best is None or better(found, self.best):
+            self.best = {"step": self.step, **found}
             self.best_weights = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
             }
@@ -418,8 +422,13 @@ class Trainer:
             self.patience += 1
 
 
-def better(metrics: Metrics, best: dict[str, Any]) -> bool:
-    """More right answers, or as many at a lower loss; a loss that is NaN is never lower."""
-    if metrics.accuracy == best["accuracy"]:
-        return metrics.loss < best["loss"] or math.isnan(best["loss"])
-    return metrics.accuracy > best["accuracy"]
+def better(found: dict[str, Any], best: dict[str, Any]) -> bool:
+    """More right answers, or as many at a lower loss; a loss that is NaN is never lower.
+
+    Where classes have weights in the loss they have them here: else always to answer the most frequent class, which
+    the first steps may do, would be hard to beat.
+    """
+    name = "weighted_accuracy" if "weighted_accuracy" in found else "accuracy"
+    if found[name] == best[name]:
+        return found["loss"] < best["loss"] or math.isnan(best["loss"])
+    return found[name] > best[name]
