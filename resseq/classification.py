@@ -187,13 +187,13 @@ def _training_batches(examples: "Tokens | Images", options: TrainOptions) -> "Da
 
 
 def _class_weights(corpus: "Corpus") -> "Tensor":
-    """n/(C·n_c) for each class of the C that training has: all count the same, and an example 1 in the mean."""
+    """n/(C·n_c) for each class of the C that training has, 0 for others: an example counts 1 in the mean."""
     import torch
 
     train = corpus.splits["train"]
     assert train.labels is not None
     counts = torch.bincount(train.labels, minlength=len(corpus.classes))
-    return len(train) / ((counts > 0).sum() * counts.clamp(min=1))
+    return (counts > 0) * len(train) / ((counts > 0).sum() * counts.clamp(min=1))
 
 
 def evaluate(

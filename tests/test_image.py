@@ -182,6 +182,21 @@ def test_images_of_other_sizes_and_colours_become_alike(tmp_path):
     assert torch.equal(pixels[2], decode([draw("red")], 8)[0])
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("ink", [0, 255])
+def test_a_drawing_on_nothing_is_seen(tmp_path, mode, ink):
+    drawn = torch.eye(8, dtype=torch.uint8) * 255
+    image = Image.merge("LA", [Image.new("L", (8, 8), ink), Image.fromarray(drawn.numpy())])
+    if mode == "P":
+        image = Image.fromarray(drawn.numpy() // 255).convert("P")  # two colours, of which the first is transparent
+        image.putpalette([9, 9, 9, ink, ink, ink])
+        image.save(tmp_path / "icon.png", transparency=0)
+    else:
+        image.convert(mode).save(tmp_path / "icon.png")
+    pixels = decode([read_picture(tmp_path / "icon.png")], 8)[0]
+    assert torch.equal(pixels, torch.where(drawn > 0, ink, 128).byte().expand(3, 8, 8))
+
+
 def test_what_a_camera_held_upright_took_is_upright(tmp_path):
     turned, orientation = draw("red", (6, 4)), Image.Exif()
     orientation[0x0112] = 6  # to be shown turned by 90 degrees, clockwise

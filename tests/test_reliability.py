@@ -81,7 +81,10 @@ import torch
 import torch.nn.functional as F
 
 import resseq
+from resseq.classification import _class_weights
 from resseq.cli import main
+from resseq.data.corpus import prepare
+from resseq.data.text import TextOptions
 from resseq.run import Run
 from resseq.training import loop
 from resseq.training.checkpoint import checkpoints, newest_checkpoint, save_checkpoint, verify, write_manifest
@@ -532,6 +535,17 @@ def test_a_rare_class_does_not_take_over_the_smoothed_labels_of_others(tmp_path)
     for _ in range(50):
         trainer.take_step([batch])
     assert trainer.model(batch["ids"], batch["mask"]).argmax() == 0
+
+
+def test_a_class_that_training_lacks_has_no_weight():
+    corpus = prepare(TextOptions(data="listops:rows=100", max_train_samples=9))
+    labels = corpus.splits["train"].labels
+    weights = _class_weights(corpus)
+    assert len(corpus.classes) > len(labels.unique()) == (weights > 0).sum()
+    assert weights[labels].mean() == pytest.approx(1)
+    assert weights[labels].sum() / len(labels.unique()) == pytest.approx(
+        (weights * labels.bincount(minlength=10)).max()
+    )
 
 
 def test_a_class_that_most_batches_lack_is_learnt_if_classes_count_the_same(tmp_path):
