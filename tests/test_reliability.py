@@ -81,7 +81,6 @@ import torch
 import torch.nn.functional as F
 
 import resseq
-from resseq.classification import _class_weights
 from resseq.cli import main
 from resseq.data.corpus import prepare
 from resseq.data.text import TextOptions
@@ -540,7 +539,7 @@ def test_a_rare_class_does_not_take_over_the_smoothed_labels_of_others(tmp_path)
 def test_a_class_that_training_lacks_has_no_weight():
     corpus = prepare(TextOptions(data="listops:rows=100", max_train_samples=9))
     labels = corpus.splits["train"].labels
-    weights = _class_weights(corpus)
+    weights = corpus.class_weights
     assert len(corpus.classes) > len(labels.unique()) == (weights > 0).sum()
     assert weights[labels].mean() == pytest.approx(1)
     assert weights[labels].sum() / len(labels.unique()) == pytest.approx(

@@ -172,6 +172,18 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
+def summed_loss(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None) -> Tensor:
+    """The loss of a batch: the sum of its examples', each times the weight of its class.
+
+    Not by cross_entropy's own ``weight``: that weighs each part of a smoothed label by its class, so that a rare class
+    would be most of every example's.
+    """
+    if weights is None:
+        return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+    losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
+    return losses @ weights.to(labels.device, non_blocking=True)[labels]
+
+
 class Trainer:
     """Trains a model in a run folder; a run that was stopped goes on from its checkpoint exactly.
 
@@ -356,16 +368,8 @@ class Trainer:
         return float(len(labels) if weights is None else weights[labels].sum())
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch: the sum of its examples', each times the weight of its class.
-
-        Not by cross_entropy's own ``weight``: that weighs each part of a smoothed label by its class, so that a rare
-        class would be most of every example's.
-        """
-        logits, smoothing = logits.float(), self.options.label_smoothing_factor
-        if self.class_weights is None:
-            return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-        weights = self.class_weights.to(self.device, non_blocking=True)
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing) @ weights[labels]
+        """The summed loss of a batch."""
+        return summed_loss(logits, labels, self.options.label_smoothing_factor, self.class_weights)
 
     def take_step(self, window: list[Batch]) -> None:
         """One optimizer step on the mean of a window's examples' losses, each times the weight of its class.
