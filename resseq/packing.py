@@ -19,7 +19,7 @@ class Packing(NamedTuple):
     slots: Tensor
     """(T,), among the R·S."""
     text: Tensor
-    """(R, S), the text that the token in a slot belongs to; B where there is none, or padding."""
+    """(R, S), the text that the token in a slot belongs to; B of padding between them, B + 1 of what is left over."""
     shape: tuple[int, int]
     """(B, L)."""
 
@@ -45,13 +45,19 @@ class Packing(NamedTuple):
         kept = position < ends[:, None]
         slots = (start[:, None] + position)[kept]
         real = torch.where(mask.bool(), torch.arange(texts, device=mask.device)[:, None], texts)
-        text = start.new_full((rows * longest,), texts).index_copy_(0, slots, real[kept])
+        text = start.new_full((rows * longest,), texts + 1).index_copy_(0, slots, real[kept])
         return Packing(kept.flatten().nonzero().squeeze(1), slots, text.view(rows, longest), (texts, length))
+
+    def to(self, device: torch.device) -> "Packing":
+        """The same for a batch on this device."""
+        places, slots, text = (each.to(device, non_blocking=True) for each in self[:3])
+        return Packing(places, slots, text, self.shape)
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """(R, S, S), what is added to attention's scores: 0 between tokens of one text, and −∞ elsewhere.
 
-        Padding sees nothing and is not seen.
+        Padding between a text's tokens sees nothing and is not seen. What is left over of a row sees itself: not every
+        kernel stands a token that sees nothing.
         """
         apart = (self.text[:, :, None] != self.text[:, None]) | (self.text == self.shape[0])[:, None]
         return torch.zeros(apart.shape, dtype=dtype, device=apart.device).masked_fill_(apart, float("-inf"))

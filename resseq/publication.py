@@ -11,7 +11,7 @@ from resseq.pretrained import HUB
 from resseq.run import Run, RunFolder, evaluation_batches, held_out
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     Batch = dict[str, Tensor]
 
@@ -21,8 +21,7 @@ PUBLISHED: dict[str, Any] = {
     "ignore_patterns": ["*/*"],
 }
 FILES = {"torch": "model.pt2", "onnx": "model.onnx"}
-TEXTS = 64  # that the file is run on
-MADE_UP = ["", "a text", "another, which is a little longer than the one before it was"]
+COMPARED = 64  # texts or images that the file is run on
 
 
 def export(
@@ -33,31 +32,25 @@ def export(
     *,
     format: Literal["torch", "onnx"] | None = None,
 ) -> dict[str, Any]:
-    """Write a trained classifier to one file, run the file on held-out texts, and compare.
+    """Write a trained classifier to one file, run the file on held-out texts or images, and compare.
 
-    Inputs: ids (B, L) int64 and mask (B, L) bool, True = real token; B and L are free. Output: logits (B, C). The run
-    folder's tokenizer.json gives the ids.
+    Inputs: ids (B, L) int64 and mask (B, L) bool, True = real token, or images (B, 3, H, W) of bytes; B and L are free.
+    Output: logits (B, C). The run folder's tokenizer.json gives the ids, its image.json the images' height and width.
 
     Args:
         run: The run folder, or hf://OWNER/NAME.
         output: The file; RUN/model.pt2 or RUN/model.onnx unless given.
         format: torch (torch.export.load reads it) or onnx (needs the extra [onnx]); as the file's name ends, or torch.
-    Returns: output, format, bytes, texts (how many were compared), largest_difference (of a logit).
+    Returns: output, format, bytes, texts or images (how many were compared), largest_difference (of a logit).
     Raises: ValueError for a folder without a finished run; ImportError without the extra.
     """
     import torch
 
     loaded = Run.load(run, "cpu")
-    if loaded.options.task != "text":
+    longest = getattr(loaded.reader, "max_length", None)  # tokens; images have none
+    if longest and longest < 3:  # two is what it is traced with
         raise ValueError(
-            f"export: only text classifiers can be exported; got a run on {loaded.reader.inputs} in {run}. "
-            f"Give the folder of a run on texts."
-        )
-    reader: Any = loaded.reader
-    if reader.max_length < 3:  # two is what it is traced with
-        raise ValueError(
-            f"export: the length of a text must be free; got a run with --max-length {reader.max_length}. "
-            f"Train with 3 or more."
+            f"export: the length of a text must be free; got a run with --max-length {longest}. Train with 3 or more."
         )
     named = {".pt2": "torch", ".onnx": "onnx"}.get(Path(output or "").suffix)
     if format not in (None, *FILES) or named not in (None, format or named):
@@ -73,19 +66,19 @@ def export(
     file.open("ab").close()  # whether it can be written is known before the work
     batches = _batches(loaded)
     try:
-        _write(loaded, file, format, batches[-1])
+        _write(loaded.model, file, format, batches[-1], longest)
     finally:
         if not file.stat().st_size:  # nothing came of it
             file.unlink()
     run_file = _open(file, format)
     with torch.inference_mode():
-        compared = [(run_file(batch["ids"], batch["mask"]), loaded.model(**batch)) for batch in batches]
+        compared = [(run_file(*batch.values()), loaded.model(**batch)) for batch in batches]
     difference = max((found - expected).abs().max().item() for found, expected in compared)
     return {
         "output": str(file),
         "format": format,
         "bytes": file.stat().st_size,
-        "texts": sum(len(found) for found, _ in compared),
+        loaded.reader.inputs: sum(len(found) for found, _ in compared),
         "largest_difference": difference,
     }
 
@@ -120,14 +113,12 @@ def push_to_hub(
 
 
 def _batches(run: Run) -> list["Batch"]:
-    """Batches of held-out texts, or of made-up ones where the run's data is not to be had, the longest texts last."""
-    from resseq.data.readers import PairReader
-
+    """Batches of held-out inputs, or of made-up ones where the run's data is not to be had, the longest last."""
     try:
-        texts = held_out(run, None, "test")[1].inputs[:TEXTS]
+        inputs = held_out(run, None, "test")[1].inputs[:COMPARED]
     except (ValueError, OSError):
-        texts = [f"{text}\t{text}" if isinstance(run.reader, PairReader) else text for text in MADE_UP]
-    return list(evaluation_batches(run.reader.encode(texts), 16)[0])
+        inputs = run.reader.made_up()
+    return list(evaluation_batches(run.reader.encode(inputs), 16)[0])
 
 
 def _require_onnx() -> None:
@@ -140,24 +131,27 @@ def _require_onnx() -> None:
         ) from error
 
 
-def _write(run: Run, file: Path, format: str, batch: "Batch") -> None:
-    """Trace the model on one batch, with both sizes free."""
+def _write(model: "nn.Module", file: Path, format: str, batch: "Batch", longest: int | None) -> None:
+    """Trace the model on one batch, with the number of rows free, and up to the longest the length of texts."""
     import torch
     import torch.nn.functional as F
     from torch.export import Dim
 
     # two rows and two tokens at least: what is 1 while tracing stays 1 for ever
-    missing = max(0, 2 - batch["ids"].shape[1])
-    example = tuple(F.pad(value, (0, missing)).repeat(2, 1) for value in (batch["ids"], batch["mask"]))
-    reader: Any = run.reader
-    free: Any = {0: Dim.DYNAMIC, 1: Dim("length", min=2, max=reader.max_length)}
+    missing = max(0, 2 - next(iter(batch.values())).shape[1])
+    example = tuple(F.pad(value, (0, missing)) if missing else value for value in batch.values())
+    free: dict[int, Any] = {0: Dim("batch")} | ({1: Dim("length", min=2, max=longest)} if longest else {})
     program = torch.export.export(
-        run.model, example, dynamic_shapes=(free, free), prefer_deferred_runtime_asserts_over_guards=True
+        model,
+        tuple(torch.cat([value, value]) for value in example),
+        dynamic_shapes=tuple(free for _ in batch),
+        prefer_deferred_runtime_asserts_over_guards=True,
     )
     if format == "torch":
         torch.export.save(program, file)
     else:
-        names: dict[str, Any] = {"input_names": ["ids", "mask"], "output_names": ["logits"]}
+        named: Any = {"input_names": [*batch], "output_names": ["logits"]}
+        named["dynamic_shapes"] = (free, *(None for _ in [*batch][1:]))  # the mask's sizes are those of the ids
         table: Any = {torch.ops.aten.sort.stable: _sort_in_onnx}
         torch.onnx.export(
             program,
@@ -166,7 +160,7 @@ def _write(run: Run, file: Path, format: str, batch: "Batch") -> None:
             external_data=False,
             verbose=False,
             custom_translation_table=table,
-            **names,
+            **named,
         )
 
 
@@ -178,8 +172,8 @@ def _sort_in_onnx(x: Any, stable: bool, dim: int = -1, descending: bool = False)
     return op.TopK(x, op.Shape(x, start=dim, end=None), axis=dim, largest=descending, sorted=True)
 
 
-def _open(file: Path, format: str) -> "Callable[[Tensor, Tensor], Tensor]":
-    """The file as a function from ids and mask to logits."""
+def _open(file: Path, format: str) -> "Callable[..., Tensor]":
+    """The file as a function from a batch's entries to logits."""
     import torch
 
     if format == "torch":
@@ -187,4 +181,7 @@ def _open(file: Path, format: str) -> "Callable[[Tensor, Tensor], Tensor]":
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return lambda ids, mask: torch.from_numpy(session.run(None, {"ids": ids.numpy(), "mask": mask.numpy()})[0])
+    names = [each.name for each in session.get_inputs()]
+    return lambda *batch: torch.from_numpy(
+        session.run(None, {name: value.numpy() for name, value in zip(names, batch, strict=True)})[0]
+    )

@@ -30,8 +30,9 @@ class TransformerEncoder(Stack):
         layer_drop: probability that a residual's branch is left out for a whole batch.
         rotary: turn queries and keys by their position.
         value_residual: mix the first layer's values into those of all others: see SelfAttention.
-        pack: let texts share rows between the first residual and the last where that is faster: on a CPU, uncompiled,
-            where it saves enough (see worth_packing). Padding then comes out as 0. The batch stays as it is
+        pack: let texts share rows between the first residual and the last where that is faster: uncompiled, where it
+            saves enough (see worth_packing), and where the mask is on the CPU, as it may be of a batch on a GPU: to
+            ask the GPU for the lengths would be to wait for it. Padding then comes out as 0. The batch stays as it is
             where something inside may expect (B, L, D): a hook, or a module or a scheme that is not of this package;
             and in training with drop_path.
         activation_checkpointing: see Stack.
@@ -93,7 +94,8 @@ class TransformerEncoder(Stack):
         shared: dict[str, Any] = {"values": []} if self.value_residual else {}
         packing = self.packing(mask) if mask is not None and mask.shape == x.shape[:2] else None
         if packing is None:
-            return super().forward(x, mask=mask, **shared)
+            return super().forward(x, mask=None if mask is None else mask.to(x.device), **shared)
+        packing = packing.to(x.device)
         return unpack(super().forward(pack(x, packing), mask=packing.bias(x.dtype), **shared), packing)
 
     def packing(self, mask: Tensor) -> Packing | None:

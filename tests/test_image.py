@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import json
 from itertools import product
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 import resseq
+from resseq import publication
 from resseq.ablation.grid import as_options, cells_of
 from resseq.cli import main
 from resseq.data.baseline import pixel_baseline
@@ -115,10 +117,29 @@ def test_predict_takes_paths_and_images(run, data, tmp_path, capsys):
         list(resseq.predict(str(folder), ["none.png"]))
 
 
-def test_only_text_classifiers_are_exported(run):
-    message = "only text classifiers can be exported; got a run on images in .*run. Give the folder of a run on texts"
-    with pytest.raises(ValueError, match=message):
-        resseq.export(run[0])
+def test_an_exported_file_says_what_the_run_says(run, tmp_path, monkeypatch):
+    file = tmp_path / "model.pt2"
+    said = resseq.export(run[0], file)
+    assert said["images"] == 8
+    program, model = torch.export.load(file).module(), Run.load(run[0], "cpu").model
+    for batch in (1, 3):
+        images = torch.randint(256, (batch, 3, 8, 8), dtype=torch.uint8)
+        torch.testing.assert_close(program(images), model(images))
+    monkeypatch.setattr(publication, "held_out", fail_with(ValueError("its data is not here")))
+    assert resseq.export(run[0], file)["images"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("onnxscript"), reason="the extra [onnx] is not installed")
+def test_onnx_says_what_the_run_says(run, tmp_path):
+    assert resseq.export(run[0], tmp_path / "model.onnx")["largest_difference"] < 1e-4
+
+
+def fail_with(error):
+    def fail(*args, **options):
+        raise error
+
+    return fail
 
 
 def test_a_run_that_was_stopped_goes_on_exactly(run, data, tmp_path, monkeypatch):

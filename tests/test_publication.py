@@ -84,6 +84,13 @@ def test_onnx_says_the_same(run, tmp_path):
     said = resseq.export(str(run), str(tmp_path / "model.onnx"))
     assert said["format"] == "onnx"
     assert said["largest_difference"] < 1e-4
+    inputs = onnxruntime_inputs(tmp_path / "model.onnx")
+    assert inputs == {"ids": ["batch", "length"], "mask": ["batch", "length"]}
+
+
+def onnxruntime_inputs(file):
+    session = importlib.import_module("onnxruntime").InferenceSession(file)
+    return {each.name: each.shape for each in session.get_inputs()}
 
 
 def test_without_the_extra_it_says_what_to_type(run, monkeypatch, capsys):

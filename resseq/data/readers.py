@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from PIL import Image
 
 from resseq.data.baseline import linear_baseline, pixel_baseline
 from resseq.data.batching import Images, Tokens, encode
@@ -69,6 +70,12 @@ class TextReader:
         """
         texts = [join(value, self.separator) if isinstance(value, tuple | list) else value for value in values]
         return as_texts(texts, "what is to be predicted", first)
+
+    def made_up(self) -> list[str]:
+        """Texts of several lengths, for want of the data's."""
+        return [
+            self.separator.join([text] * 2) for text in ("", "a text", "one that is a little longer than the others")
+        ]
 
     def encode(self, inputs: Sequence[str], labels: Sequence[int] | None = None) -> Tokens:
         return encode(self.tokenizer, inputs, labels, self.max_length)
@@ -129,6 +136,10 @@ class ImageReader:
     def take(self, values: Sequence[Any], first: int) -> list[Any]:
         """What somebody gives to predict, as it is: `encode` says what is no image."""
         return list(values)
+
+    def made_up(self) -> list[Any]:
+        """Grey images, from black to white, for want of the data's."""
+        return [Image.new("L", (self.size, self.size), grey) for grey in (0, 64, 128, 255)]
 
     def encode(self, inputs: Sequence[Any], labels: Sequence[int] | None = None) -> Images:
         """Decode images: Pictures, paths, or PIL images."""

@@ -89,8 +89,8 @@ POOLINGS = {"mean": pool_mean, "cls": pool_cls, "max": pool_max}
 
 
 def real_tokens(ids: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, L) bool, True = real token: the mask, or all of them where there is none."""
-    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    """(B, L) bool, True = real token, where the ids are: the mask, or all of them where there is none."""
+    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device, torch.bool)
 
 
 def find_pooling(name: str, poolings: Mapping[str, Any] = POOLINGS, argument: str = "pooling") -> Any:

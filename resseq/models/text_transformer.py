@@ -46,7 +46,7 @@ class TextTransformer(nn.Module):
         kernel_size: tokens that the convolution spans; 0 leaves it out. Attention that learns from a few thousand
             texts finds phrases badly.
         dropout: probability for embeddings, branches and the pooled vector alike.
-        pack: leave padding out of the encoder where that is faster; see TransformerEncoder.
+        pack: leave padding out of the encoder where that is faster; see TransformerEncoder, also for masks on the CPU.
         activation_checkpointing: keep less for the backward pass, and compute it again; see Stack.
 
     >>> import torch
@@ -119,8 +119,8 @@ class TextTransformer(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         x = self.norm(self.positions(self.token_dropout(self.embedding(ids))))
-        if self.phrases is not None:
-            x = self.phrases(x, mask=mask)
-        x = self.encoder(self.dropout(x), mask)
         real = real_tokens(ids, mask)
+        if self.phrases is not None:
+            x = self.phrases(x, mask=None if mask is None else real)
+        x = self.encoder(self.dropout(x), mask)  # a mask on the CPU stays there: see its pack
         return self.head(self.dropout(self.pool(x, real)))
