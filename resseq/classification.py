@@ -28,7 +28,6 @@ from resseq.run import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.utils.data import DataLoader
 
     from resseq.data.batching import Images, Tokens
@@ -123,7 +122,7 @@ def _fit(options: TrainOptions, corpus: "Corpus", encoder: "Bert | None" = None)
         model.encoder.load_state_dict(encoder.state_dict())
     model.to(device)
     validation, _ = evaluation_batches(splits["validation"], options.per_device_eval_batch_size)
-    weights = _class_weights(corpus) if options.class_weights == "balanced" else None
+    weights = corpus.class_weights if options.class_weights == "balanced" else None
     trainer = Trainer(model, _training_batches(splits["train"], options), validation, options, folder, device, weights)
     config = {
         "format": FORMAT,
@@ -184,15 +183,6 @@ def _training_batches(examples: "Tokens | Images", options: TrainOptions) -> "Da
         num_workers=options.dataloader_num_workers,
         generator=torch.Generator(),  # its own: an iterator must not draw from the generator that dropout draws from
     )
-
-
-def _class_weights(corpus: "Corpus") -> "Tensor":
-    """n/(C·n_c) for each class: all classes count the same."""
-    import torch
-
-    train, classes = corpus.splits["train"], len(corpus.classes)
-    assert train.labels is not None
-    return len(train) / (classes * torch.bincount(train.labels, minlength=classes).clamp(min=1))
 
 
 def evaluate(

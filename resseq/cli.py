@@ -20,13 +20,15 @@ from resseq.options import TrainOptions
 def _train(options: TrainOptions) -> None:
     result = classification.train(**asdict(options))
     test, validation, baselines = result["test"], result["validation"], result["baselines"]
+    score = "weighted_accuracy" if options.class_weights else "accuracy"
     beside = ", ".join(f"{name} {baselines[key]:.4f}" for key, name in BASELINES.items() if key in baselines)
     print(
         f"test accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}, loss {test['loss']:.4f} "
         f"on {result['rows']['test']:,} {options.task}s\n"
         f"beside it: {beside}\n"
-        f"weights of step {validation['step']:,} of {result['steps']:,}, chosen by validation accuracy "
-        f"{validation['accuracy']:.4f}; {result['parameters']:,} parameters, {result['seconds']:.0f} s\n"
+        f"weights of step {validation['step']:,} of {result['steps']:,}, chosen by validation "
+        f"{score.replace('_', ' ')} {validation[score]:.4f}; {result['parameters']:,} parameters, "
+        f"{result['seconds']:.0f} s\n"
         f"{_caveats(result, options)}"
         f"run folder {result['output_dir']}: learning_curve.png, confusion_matrix.png, README.md"
     )
@@ -50,7 +52,7 @@ def _caveats(result: dict[str, Any], options: TrainOptions) -> str:
 
 def _by_class(classes: dict[str, dict[str, float]]) -> str:
     """A table for people to read."""
-    width = max(map(len, classes))
+    width = max(map(len, ["class", *classes]))
     lines = [f"{'class':{width}}  precision  recall      F1    rows"]
     for name, row in classes.items():
         lines.append(f"{name:{width}}  {row['precision']:9.4f}{row['recall']:8.4f}{row['f1']:8.4f}{row['rows']:8,}")

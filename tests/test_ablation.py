@@ -237,8 +237,11 @@ def test_a_mistake_is_answered_in_one_line(tmp_path, capsys):
         assert error.count("\n") == 1
 
 
-def test_the_start_is_measured_and_leaves_no_trace(corpus, data):
-    options = cells_of(as_options(**small(data, "out", schemes="plain", depths=4)))[0].options
+@pytest.mark.parametrize("class_weights", [None, "balanced"])
+def test_the_start_is_measured_and_leaves_no_trace(corpus, data, class_weights):
+    options = cells_of(as_options(**small(data, "out", schemes="plain", depths=4, class_weights=class_weights)))[
+        0
+    ].options
     torch.manual_seed(1)
     before = torch.get_rng_state()
     measured = start.measure_start(options, corpus)
@@ -254,7 +257,9 @@ def test_the_start_is_measured_and_leaves_no_trace(corpus, data):
     stack.residuals[0].connection.register_forward_hook(lambda *_: None)
     stack.residuals[0].register_forward_hook(lambda module, args, out: streams.append(args[0]))
     stack.residuals[-1].register_forward_hook(lambda module, args, out: streams.append(out))
-    torch.nn.functional.cross_entropy(model(batch["ids"], batch["mask"]), batch["labels"]).backward()
+    logits, labels = model(batch["ids"], batch["mask"]), batch["labels"]
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    (losses * (corpus.class_weights[labels] if class_weights else 1.0)).mean().backward()
     for name, residual in (("first", stack.residuals[0]), ("last", stack.residuals[-1])):
         norm = math.sqrt(sum(p.grad.square().sum().item() for p in residual.sublayer.parameters()))
         assert measured[f"gradient_norm_{name}"] == pytest.approx(norm, rel=1e-5)
@@ -284,7 +289,8 @@ def test_rows_say_what_was_chosen_and_measured(whole, corpus):
     frame = whole.frame
     assert list(frame.columns) == [
         *("model", "scheme", "depth", "seed", "learning_rate", "warmup_steps", "init", "status", "diverged_step"),
-        *("validation_accuracy", "validation_loss", "train_accuracy", "train_loss", "test_accuracy", "test_loss"),
+        *("validation_accuracy", "validation_weighted_accuracy", "validation_loss"),
+        *("train_accuracy", "train_loss", "test_accuracy", "test_loss"),
         *("steps_to_loss", "steps", "seconds", "parameters", "saved_bytes"),
         *("gradient_norm_first", "gradient_norm_last", "stream_growth", "cell", "error"),
     ]

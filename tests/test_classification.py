@@ -382,6 +382,13 @@ def test_the_names_of_classes_are_printed_as_they_are(monkeypatch, capsys):
     assert "中性" in out
 
 
+def test_the_table_of_short_class_names_stands_in_line(monkeypatch, capsys):
+    row = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "rows": 1}
+    monkeypatch.setitem(cli.VERBS, "evaluate", lambda: {"classes": {"0": row, "1": row}})
+    assert main(["evaluate"]) == 0
+    assert len({len(line) for line in capsys.readouterr().err.splitlines()}) == 1
+
+
 @pytest.mark.parametrize("arguments", [["export", "--help"], ["evaluate", "--help"]])
 def test_a_default_of_none_is_shown_as_such(arguments, capsys):
     with pytest.raises(SystemExit):

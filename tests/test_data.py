@@ -254,6 +254,18 @@ def test_hub_with_one_part_is_carved(hub, part):
     assert load("name").carved == ("validation", "test")
 
 
+def test_what_datasets_saved_is_read(tmp_path):
+    import datasets
+
+    part = class_labels([1, 0, 1], ["a", "b"])
+    datasets.DatasetDict({"train": part, "test": part.select([2])}).save_to_disk(tmp_path / "splits")
+    assert load_as_is(tmp_path / "splits").splits == {"train": (["t1", "t0", "t1"], [1, 0, 1]), "test": (["t1"], [1])}
+    part.save_to_disk(tmp_path / "whole")
+    assert load_as_is(tmp_path / "whole").splits == {"train": (["t1", "t0", "t1"], [1, 0, 1])}
+    (tmp_path / "whole" / "data-00000-of-00001.arrow").unlink()
+    assert f"got {tmp_path / 'whole'}: " in refused(load_as_is, tmp_path / "whole")
+
+
 def test_hub_respects_selected_rows(hub):
     hub(train=class_labels([0, 1, 0, 1], ["a", "b"]).select([3, 0]))
     assert load_as_is("name").splits["train"].inputs == ["t1", "t0"]
@@ -488,7 +500,6 @@ def test_what_lies_beside_the_folders_of_labels_is_no_example(tmp_path):
     for name in ("neg/0.txt", "pos/0.txt", ".ipynb_checkpoints/0.txt", "pos/._0.txt", "pos/.ipynb_checkpoints/0.txt"):
         put(tmp_path / "plain" / name, name)
     assert load_as_is(tmp_path / "plain").splits == {"train": (["neg/0.txt", "pos/0.txt"], [0, 1])}
-    put(tmp_path / "plain" / "pos" / "more" / "1.txt", "of no split")
     put(tmp_path / "plain" / "test" / "0.txt", "a label like a split")
     assert load_as_is(tmp_path / "plain").classes == ["neg", "pos", "test"]
 
@@ -550,6 +561,22 @@ def test_half_a_surrogate_pair_is_read_as_a_question_mark(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a\\ud800b", "label": "x"}\n')
     assert load_as_is(path).splits["train"].inputs == ["a?b"]
+
+
+def test_of_columns_that_differ_in_case_the_usual_name_is_taken(tmp_path):
+    (tmp_path / "a.csv").write_text("text,Text,Label,label\n" + "one,two,x,y\n" * 10)
+    rows = load_text(TextOptions(data=str(tmp_path / "a.csv")), carve=False)
+    assert (rows.splits["train"].inputs[0], rows.classes) == ("one", ["y"])
+
+
+@pytest.mark.parametrize("stray", ["train/a/more/1.txt", "eval/a/1.txt", "a/more/1.txt"])
+def test_an_example_out_of_the_layout_of_folders_is_refused(tmp_path, stray):
+    split = "" if stray.startswith("a/") else "train/"
+    for name in (f"{split}a/1.txt", f"{split}b/1.txt", "train/about.txt", stray):
+        put(tmp_path / name, "a text")
+    message = rf"data: an example stands in LABEL, or in SPLIT/LABEL .*; got 1 elsewhere in .*/{stray}\. Move them"
+    with pytest.raises(ValueError, match=message):
+        load_text(TextOptions(data=str(tmp_path)))
 
 
 def test_named_column_must_exist(tmp_path):

@@ -203,6 +203,38 @@ def test_images_of_other_sizes_and_colours_become_alike(tmp_path):
     assert torch.equal(pixels[2], decode([draw("red")], 8)[0])
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("ink", [0, 255])
+def test_a_drawing_on_nothing_is_seen(tmp_path, mode, ink):
+    drawn = torch.eye(8, dtype=torch.uint8) * 255
+    image = Image.merge("LA", [Image.new("L", (8, 8), ink), Image.fromarray(drawn.numpy())])
+    if mode == "P":
+        image = Image.fromarray(drawn.numpy() // 255).convert("P")  # two colours, of which the first is transparent
+        image.putpalette([9, 9, 9, ink, ink, ink])
+        image.save(tmp_path / "icon.png", transparency=0)
+    else:
+        image.convert(mode).save(tmp_path / "icon.png")
+    pixels = decode([read_picture(tmp_path / "icon.png")], 8)[0]
+    assert torch.equal(pixels, torch.where(drawn > 0, ink, 128).byte().expand(3, 8, 8))
+
+
+def test_what_a_camera_held_upright_took_is_upright(tmp_path):
+    turned, orientation = draw("red", (6, 4)), Image.Exif()
+    orientation[0x0112] = 6  # to be shown turned by 90 degrees, clockwise
+    turned.save(tmp_path / "photo.png", exif=orientation)
+    pixels = decode([read_picture(tmp_path / "photo.png")], 4)
+    assert torch.equal(pixels, decode([turned.rotate(-90, expand=True)], 4))
+    assert not torch.equal(pixels, decode([turned], 4))
+
+
+def test_a_test_image_that_stands_in_training_under_another_name_is_counted(tmp_path):
+    write_folder(tmp_path, 5, "train")
+    write_folder(tmp_path, 2, "test")
+    (tmp_path / "test" / "red" / "001.png").rename(tmp_path / "test" / "red" / "another.png")
+    draw("red", seed=9).save(tmp_path / "test" / "red" / "000.png")
+    assert prepare(ImageOptions(task="image", data=str(tmp_path), validation_fraction=0.1)).repeated == 3
+
+
 def test_an_image_of_more_than_8_bits_is_refused(tmp_path):
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match=r"must have 8 bits a channel; got .*deep\.png, which has more .*Convert it"):

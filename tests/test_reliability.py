@@ -82,6 +82,8 @@ import torch.nn.functional as F
 
 import resseq
 from resseq.cli import main
+from resseq.data.corpus import prepare
+from resseq.data.text import TextOptions
 from resseq.run import Run
 from resseq.training import loop
 from resseq.training.checkpoint import checkpoints, newest_checkpoint, save_checkpoint, verify, write_manifest
@@ -502,7 +504,7 @@ def test_ctrl_c_in_evaluate_and_predict(run, verb, tmp_path, monkeypatch, capsys
 
 
 def test_class_weights_are_scaled_over_a_window(tmp_path):
-    """The step of a window is that on Σ w·loss / Σ w of all its examples."""
+    """The step of a window is that on Σ w·loss / n of all its n examples, whose gradient may be up to Σ w / n."""
     import test_training
 
     tokens = test_training.tokens()
@@ -514,8 +516,9 @@ def test_class_weights_are_scaled_over_a_window(tmp_path):
     batch = test_training.collate(items)
     labels = batch.pop("labels")
     losses = F.cross_entropy(whole.model(**batch), labels, reduction="none", label_smoothing=0.1)
-    (losses @ weights[labels] / weights[labels].sum()).backward()
-    torch.nn.utils.clip_grad_norm_(whole.model.parameters(), 1.0)
+    (losses @ weights[labels] / 7).backward()
+    norm = torch.nn.utils.clip_grad_norm_(whole.model.parameters(), weights[labels].sum().item() / 7)
+    assert norm > weights[labels].sum() / 7, "it was cut"
     for parameter, before in zip(windowed.model.parameters(), whole.model.parameters(), strict=True):
         decayed = before * (1 - 5e-4 * 0.1 * (before.ndim > 1))
         torch.testing.assert_close(parameter, decayed - 5e-4 * before.grad, rtol=1e-5, atol=1e-7)
@@ -531,6 +534,35 @@ def test_a_rare_class_does_not_take_over_the_smoothed_labels_of_others(tmp_path)
     for _ in range(50):
         trainer.take_step([batch])
     assert trainer.model(batch["ids"], batch["mask"]).argmax() == 0
+
+
+def test_a_class_that_training_lacks_has_no_weight():
+    corpus = prepare(TextOptions(data="listops:rows=100", max_train_samples=9))
+    labels = corpus.splits["train"].labels
+    weights = corpus.class_weights
+    assert len(corpus.classes) > len(labels.unique()) == (weights > 0).sum()
+    assert weights[labels].mean() == pytest.approx(1)
+    assert weights[labels].sum() / len(labels.unique()) == pytest.approx(
+        (weights * labels.bincount(minlength=10)).max()
+    )
+
+
+def test_a_class_that_most_batches_lack_is_learnt_if_classes_count_the_same(tmp_path):
+    """Seven in ten of one class have a token that two in ten of the other, a hundred times as frequent, have too."""
+    import test_training
+
+    ids = torch.tensor([1] * 200 + [2] * 800 + [1] * 7 + [2] * 3)
+    labels = torch.tensor([0] * 1000 + [1] * 10)
+    trainer = test_training.trainer(tmp_path, p=0.0, learning_rate=1e-2, warmup_steps=0, max_steps=300)
+    trainer.class_weights = 1010 / (2 * torch.tensor([1000.0, 10.0, 1.0]))
+    order = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        for rows in torch.randperm(1010, generator=order).split(32):
+            batch = {"ids": ids[rows, None], "mask": torch.ones(len(rows), 1, dtype=torch.bool)}
+            trainer.take_step([batch | {"labels": labels[rows]}])
+            trainer.step += 1
+    answers = trainer.model(torch.tensor([[1], [2]]), torch.ones(2, 1, dtype=torch.bool))
+    assert answers.argmax(1).tolist() == [1, 0]
 
 
 def test_balanced_class_weights_make_classes_count_the_same(data, tmp_path, monkeypatch):

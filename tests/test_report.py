@@ -118,6 +118,16 @@ def test_the_best_setting_is_chosen_on_validation_not_on_test():
     assert "learning rate 0.001 or 0.01" in summary(found)
 
 
+def test_where_classes_have_weights_the_weighted_accuracy_chooses():
+    rows = [
+        row(learning_rate=1e-3, validation_accuracy=0.9, validation_weighted_accuracy=0.5),
+        row(learning_rate=1e-2, validation_accuracy=0.8, validation_weighted_accuracy=0.7),
+    ]
+    assert [each["learning_rate"] for each in findings(rows, ["learning_rate"]).chosen("pre", 2)] == [1e-2]
+    apart = findings([row(class_weights=None), row(class_weights="balanced")], ["class_weights"])
+    assert apart.lines == ["pre (class weights None)", "pre (class weights balanced)"]
+
+
 def test_validation_chooses_by_the_mean_over_seeds_and_a_fault_counts_as_nothing():
     rows = [
         *(row(seed=seed, learning_rate=1e-3, validation_accuracy=0.7, test=0.7) for seed in (0, 1)),

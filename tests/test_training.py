@@ -100,6 +100,22 @@ def test_inspection_leaves_no_trace_in_the_run(tmp_path, monkeypatch, options):
     ]
 
 
+def test_inspection_differentiates_the_loss_that_is_trained(tmp_path):
+    run = trainer(tmp_path, scheme="pre", max_steps=1, inspect_every=1, max_grad_norm=0.0)
+    run.class_weights = torch.tensor([1.0, 0.1, 20.0])
+    run.train()
+    inspected = json.loads(run.log_file.read_text().splitlines()[0])["inspect"]["block_gradient_norm"]
+    again = trainer(tmp_path, scheme="pre")
+    batch = next(again.remaining())[0]
+    weights = torch.tensor([1.0, 0.1, 20.0])[batch["labels"]]
+    each = F.cross_entropy(
+        again.model(batch["ids"], batch["mask"]), batch["labels"], reduction="none", label_smoothing=0.1
+    )
+    (each * weights).mean().backward()
+    gradients = [parameter.grad for parameter in again.model.stack.residuals[0].parameters()]
+    assert inspected[0] == pytest.approx(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+
+
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 3}, {"optim": "sgd"}, {"eval_steps": 7}])
 @pytest.mark.parametrize("killed_at", [11, 17, 25])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch, options, killed_at):
@@ -208,9 +224,33 @@ def test_early_stopping_keeps_the_best_weights(tmp_path):
 
 
 def test_a_metric_that_is_nan_is_never_best():
-    good, nan = Metrics(0.5, 0.5, 0.5, []), Metrics(math.nan, 0.5, 0.5, [])
-    assert not better(nan, {"accuracy": 0.5, "loss": 0.5})
-    assert better(good, {"accuracy": 0.5, "loss": math.nan})
+    good, nan = {"accuracy": 0.5, "loss": 0.5}, {"accuracy": 0.5, "loss": math.nan}
+    assert not better(nan, good)
+    assert better(good, nan)
+
+
+def test_where_classes_have_weights_right_answers_have_them_too():
+    always_common = Metrics(0.3, 0.9, 0.47, [[90, 0], [10, 0]])
+    balanced = Metrics(0.6, 0.8, 0.63, [[72, 18], [2, 8]])
+    weights = torch.tensor([100 / 180, 100 / 20])
+    found = [metrics.scalars() for metrics in (always_common, balanced)]
+    assert not better(found[1], found[0])
+    for metrics, scores in zip((always_common, balanced), found, strict=True):
+        scores["weighted_accuracy"] = metrics.weighted_accuracy(weights)
+    assert [scores["weighted_accuracy"] for scores in found] == pytest.approx([0.5, 0.8])
+    assert better(found[1], found[0])
+
+
+def test_class_weights_choose_the_weights_that_are_kept(tmp_path):
+    run = trainer(tmp_path / "run", num_train_epochs=8, learning_rate=0.05)
+    run.class_weights = torch.tensor([5.0, 1.0, 0.1])
+    best = run.train()
+    rows = [json.loads(line) for line in run.log_file.read_text().splitlines() if "validation_loss" in line]
+    scores = [row["validation_weighted_accuracy"] for row in rows]
+    assert best["weighted_accuracy"] == max(scores) > min(scores)
+    logits, labels = (torch.cat(parts) for parts in zip(*logits_of(run.model, run.validation, run.device), strict=True))
+    counts = run.class_weights[labels]
+    assert best["weighted_accuracy"] == pytest.approx((counts[logits.argmax(1) == labels].sum() / counts.sum()).item())
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])

@@ -21,8 +21,18 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 CHOSEN = ("model", "scheme", "depth", "seed", "learning_rate", "warmup_steps", "init")
 MEASURED = (
-    *("status", "diverged_step", "validation_accuracy", "validation_loss", "train_accuracy", "train_loss"),
-    *("test_accuracy", "test_loss", "steps_to_loss", "steps", "seconds", "parameters", "saved_bytes"),
+    *("status", "diverged_step", "validation_accuracy", "validation_weighted_accuracy", "validation_loss"),
+    *(
+        "train_accuracy",
+        "train_loss",
+        "test_accuracy",
+        "test_loss",
+        "steps_to_loss",
+        "steps",
+        "seconds",
+        "parameters",
+        "saved_bytes",
+    ),
     *("gradient_norm_first", "gradient_norm_last", "stream_growth"),
 )
 # shares of the class frequencies' loss: at the first a run's end shows that it learnt something, at the second a few
@@ -158,6 +168,7 @@ def _measure_result(cell: Cell, corpus: "Corpus", result: dict[str, Any]) -> Row
     return {
         "status": judge([row[1] for row in logged], loss, chance),
         "validation_accuracy": result["validation"]["accuracy"],
+        "validation_weighted_accuracy": result["validation"].get("weighted_accuracy"),
         "validation_loss": result["validation"]["loss"],
         "train_accuracy": accuracy,
         "train_loss": loss,

@@ -15,7 +15,7 @@ from resseq.page import Block, page, shown
 
 # Values of these are different questions: what validates best on an easier data set is no better scheme. Each has a
 # line of its own; between the values of all other options, validation chooses.
-APART = ("model", "data", "data_seed", "validation_fraction", "test_fraction", "max_train_samples")
+APART = ("model", "data", "data_seed", "validation_fraction", "test_fraction", "max_train_samples", "class_weights")
 
 FEW = 100  # steps, in which most schemes learn nothing yet
 FAULTS = {
@@ -82,9 +82,15 @@ class Findings:
                 settings.setdefault(tuple(row[axis] for axis in self.tuned), []).append(row)
         return max(
             settings.values(),
-            key=lambda rows: statistics.mean(row["validation_accuracy"] or 0.0 for row in rows),
+            key=lambda rows: statistics.mean(map(_validated, rows)),
             default=[],
         )
+
+
+def _validated(row: Row) -> float:
+    """The accuracy that chooses: the weighted one, where classes have weights."""
+    found = [row.get("validation_weighted_accuracy"), row["validation_accuracy"]]
+    return next((accuracy for accuracy in found if accuracy is not None), 0.0)
 
 
 def accuracies(rows: list[Row]) -> list[float]:

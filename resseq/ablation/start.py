@@ -4,7 +4,6 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -14,7 +13,7 @@ from resseq.models import build_model
 from resseq.options import TrainOptions
 from resseq.residual import Residual
 from resseq.stack import Stack
-from resseq.training.loop import choose_device, make_ready
+from resseq.training.loop import choose_device, make_ready, summed_loss
 from resseq.training.metrics import on_device
 
 if TYPE_CHECKING:
@@ -53,7 +52,8 @@ def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float | 
         with saved_storages(model) as saved:
             with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
                 logits = model(**batch)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=options.label_smoothing_factor)
+            weights = corpus.class_weights if options.class_weights == "balanced" else None
+            loss = summed_loss(logits, labels, options.label_smoothing_factor, weights) / len(labels)
         loss.backward()
     measured = {
         "saved_bytes": sum(saved.values()),

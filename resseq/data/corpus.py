@@ -4,6 +4,9 @@ import hashlib
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from resseq.data.baseline import majority_baseline
 from resseq.data.batching import Images, Tokens
 from resseq.data.readers import READERS, ImageReader, TextReader
@@ -35,6 +38,14 @@ class Corpus:
     def rows(self) -> dict[str, int]:
         """Examples in each split."""
         return {split: len(examples) for split, examples in self.splits.items()}
+
+    @property
+    def class_weights(self) -> Tensor:
+        """n/(C·n_c) for each class of the C that training has, 0 for others: an example counts 1 in the mean."""
+        train = self.splits["train"]
+        assert train.labels is not None
+        counts = torch.bincount(train.labels, minlength=len(self.classes))
+        return (counts > 0) * len(train) / ((counts > 0).sum() * counts.clamp(min=1))
 
 
 def data_options(options: Any, **changes: Any) -> Any:

@@ -96,10 +96,12 @@ def common_size(pictures: Sequence[Picture]) -> int:
 
 
 def decode(pictures: "Sequence[Picture | Image.Image]", size: int) -> "Tensor":
-    """Images as bytes (N, 3, size, size), resized where they are of another size; grey and transparent ones to RGB."""
+    """Images as bytes (N, 3, size, size), resized where they are of another size; grey ones as RGB, what is
+    transparent as grey.
+    """
     import numpy as np
     import torch
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     pixels = np.empty((len(pictures), size, size, 3), dtype=np.uint8)
     for i, picture in enumerate(pictures):
@@ -110,13 +112,23 @@ def decode(pictures: "Sequence[Picture | Image.Image]", size: int) -> "Tensor":
                 f"{image.mode}). Convert it: which of its values are black and white, only you know."
             )
         try:
-            image = image.convert("RGB")
+            image = _opaque(ImageOps.exif_transpose(image))  # upright, however the camera was held
         except Exception as error:  # what is cut off or damaged shows only here
             raise _unreadable(picture, error) from error
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         pixels[i] = np.asarray(image)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _opaque(image: "Image.Image") -> "Image.Image":
+    """As RGB; behind what is transparent stands grey, on which a black and a white drawing can be seen."""
+    from PIL import Image
+
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (128, 128, 128, 255)), image)
+    return image.convert("RGB")
 
 
 def _unreadable(picture: "Picture | Image.Image", error: Exception) -> ValueError:

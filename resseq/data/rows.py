@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from resseq.data.sources import Table
@@ -20,7 +20,8 @@ class DataOptions:
     """What is classified: texts or images."""
     data: str = "pystdlib"
     """pystdlib (built in), listops (generated), a CSV, TSV, JSONL, JSON or Parquet file, a folder of them or of
-    LABEL/*.txt, or a Hugging Face dataset id. Images: a Parquet file, a folder of them or of LABEL/*.png, or an id."""
+    LABEL/*.txt, or a Hugging Face dataset: its id, or what its save_to_disk left. Images: a Parquet file, a folder of
+    them or of LABEL/*.png, or a dataset."""
     label_column: str | None = None
     """The column of the labels; by default a usual name such as label, sentiment or category."""
     validation_fraction: float = 0.1
@@ -33,10 +34,11 @@ class DataOptions:
     """Seed of the splits that the data lacks, and of the draw."""
 
 
-class Picture(NamedTuple):
-    """An image as it was stored: where it came from, and its bytes, not yet decoded."""
+@dataclass(frozen=True)
+class Picture:
+    """An image as it was stored: where it came from, and its bytes, not yet decoded. Of the same bytes, two are one."""
 
-    name: str
+    name: str = field(compare=False)
     content: bytes
 
 
@@ -148,7 +150,7 @@ def find_column(table: Table, where: str, kind: str, wanted: str | None, usual: 
             f"data: --{kind}-column must be a column of {where}; got {kind}_column='{wanted}',"
             f" columns={list(table)}. Choose one of these."
         )
-    lower = {name.lower(): name for name in table}
+    lower = {name.lower(): name for name in table} | {name: name for name in table}  # as it is written goes first
     for name in usual:
         if name in lower:
             return lower[name]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 T = TypeVar("T")
+SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of datasets leaves
 UNLABELLED = "unsup"  # the folder that the IMDb archive has beside those of its classes
 Table = dict[str, list[Any]]
 """Column name -> values, one a row."""
@@ -57,6 +58,8 @@ def _split_of(name: str) -> str | None:
 
 
 def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
+    if any((folder / name).exists() for name in SAVED):
+        return _read_saved(folder)
     files = _visible(folder, "*", tuple(PARSERS))
     if not files:
         if splits := read_class_folder(folder, "text", (".txt",), _read_text):
@@ -82,10 +85,21 @@ def _read_folder(folder: Path) -> dict[str, dict[str, Table]]:
 def read_class_folder(
     folder: Path, column: str, endings: tuple[str, ...], read: Callable[[Path], Any]
 ) -> dict[str, dict[str, Table]]:
-    """An example in each file, in a folder named by its label: SPLIT/LABEL/*.txt, or LABEL/*.txt; {} without any."""
+    """An example in each file, in a folder named by its label: SPLIT/LABEL/*.txt, or LABEL/*.txt; {} without any.
+
+    Raises: ValueError for an example that is in none of these, which nobody would miss.
+    """
     files = [(_split_of(path.parts[-3]), path) for path in _visible(folder, "*/*/*", endings)]
-    if not any(split for split, _ in files):  # else what lies beside the labels, in SPLIT/*.txt, is no example
+    if any(split for split, _ in files):  # then what lies beside the labels, in SPLIT/*.txt, is no example
+        astray = [path for split, path in files if split is None] + _visible(folder, "*/*/*/*", endings)
+    else:
+        astray = [path for _, path in files]
         files = [("train", path) for path in _visible(folder, "*/*", endings)]
+    if files and astray:
+        raise ValueError(
+            f"data: an example stands in LABEL, or in SPLIT/LABEL with a SPLIT that starts with train, validation or "
+            f"test; got {len(astray)} elsewhere in '{folder}', such as {astray[0]}. Move them."
+        )
     splits: dict[str, dict[str, Table]] = {}
     for split, path in files:
         if split and path.parent.name != UNLABELLED:
@@ -111,6 +125,19 @@ def _read_hub(name: str) -> dict[str, dict[str, Table]]:
         reason = f"a Hugging Face dataset that can be loaded ({_one_line(error)})"
         raise NoSuchData(name, reason) from error
     assert isinstance(parts, datasets.DatasetDict)
+    return _splits_of(parts, name)
+
+
+def _read_saved(folder: Path) -> dict[str, dict[str, Table]]:
+    import datasets
+
+    saved = _readable(datasets.load_from_disk, folder)
+    parts = saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict({"train": saved})
+    return _splits_of(parts, str(folder))
+
+
+def _splits_of(parts: "datasets.DatasetDict", name: str) -> dict[str, dict[str, Table]]:
+    """The parts of a Hugging Face dataset as splits; one alone is all "train"."""
     if len(parts) == 1:
         return {"train": {f"{name} {part}": _hub_table(dataset) for part, dataset in parts.items()}}
     splits: dict[str, dict[str, Table]] = {}

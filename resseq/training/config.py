@@ -13,7 +13,8 @@ class TrainingOptions:
     """Run folder; unless given runs/DATA-MODEL, or runs/DATA-MODEL-SCHEME with --scheme."""
     resume: Literal["never", "auto", "resized"] = "never"
     """auto: go on from the run folder's checkpoint, or start where there is none; resized: like auto, where the batch
-    size may change if batch size x accumulation steps stays the same."""
+    size may change if batch size x accumulation steps stays the same. The epoch that it stands in then ends with other
+    batches: some examples come twice in it, others not at all."""
     num_train_epochs: int = 8
     """Passes over the training data, at most; early stopping may end sooner."""
     max_steps: int | None = None
@@ -40,13 +41,14 @@ class TrainingOptions:
     label_smoothing_factor: float = 0.1
     """Share of the target spread evenly over the classes."""
     class_weights: Literal["balanced"] | None = None
-    """balanced: rare classes count more in the loss; a class with n_c of n texts counts n/(C·n_c) times."""
+    """balanced: rare classes count more in the loss, and in the accuracy that chooses the weights that are kept; a
+    class with n_c of n texts counts n/(C·n_c) times."""
     eval_steps: int | None = None
     """Optimizer steps between validations; once an epoch unless given."""
     save_steps: int | None = None
     """Optimizer steps between checkpoints, beside those at each validation."""
     early_stopping_patience: int | None = None
-    """Validations without a better accuracy after which training ends."""
+    """Validations after which training ends if none was better: more right answers, or as many at a lower loss."""
     logging_steps: int = 10
     """Optimizer steps to a row of metrics.jsonl."""
     inspect_every: int | None = None

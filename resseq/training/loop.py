@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +29,7 @@ from resseq.training.checkpoint import (
     write_text,
 )
 from resseq.training.config import TrainingOptions
-from resseq.training.metrics import Metrics, logits_of, measure, on_device
+from resseq.training.metrics import logits_of, measure, on_device
 from resseq.training.tracker import Tracker
 
 Batch = dict[str, Tensor]
@@ -173,15 +172,29 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
+def summed_loss(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None) -> Tensor:
+    """The loss of a batch: the sum of its examples', each times the weight of its class.
+
+    Not by cross_entropy's own ``weight``: that weighs each part of a smoothed label by its class, so that a rare class
+    would be most of every example's.
+    """
+    if weights is None:
+        return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+    losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
+    return losses @ weights.to(labels.device, non_blocking=True)[labels]
+
+
 class Trainer:
     """Trains a model in a run folder; a run that was stopped goes on from its checkpoint exactly.
 
     The model takes a batch's entries but "labels" as keywords and returns logits (B, C). The loader's batch sampler has
     ``set_epoch(epoch)`` and ``start_at(batches)``: its order is a function of the epoch alone. The weights with the
-    best accuracy on the validation batches (of equals, the lowest loss; of those, the first) are kept.
+    best accuracy on the validation batches (of equals, the lowest loss; of those, the first) are kept. With
+    class_weights it is the weighted accuracy.
 
     Args:
-        class_weights: what an example of each class counts in the training loss, (C,); 1 unless given.
+        class_weights: what an example of each class counts in the training loss, (C,), 1 in the mean over all
+            examples; 1 for each unless given.
     """
 
     def __init__(
@@ -343,36 +356,40 @@ class Trainer:
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16),
         ):
-            loss = partial(F.cross_entropy, target=labels, label_smoothing=self.options.label_smoothing_factor)
-            report = diagnostics.inspect(self.model, loss=loss, **inputs)
+            count = len(labels)
+            report = diagnostics.inspect(self.model, loss=lambda logits: self.loss(logits, labels) / count, **inputs)
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
         self.log(inspect=report.by_depth)
 
-    def take_step(self, window: list[Batch]) -> None:
-        """One optimizer step on the mean loss of a window's examples, weighted by their classes.
+    def weight_of(self, batch: Batch) -> float:
+        """What the examples of a batch count in the loss together."""
+        labels, weights = batch["labels"], self.class_weights
+        return float(len(labels) if weights is None else weights[labels].sum())
 
-        Not by cross_entropy's own ``weight``: that weighs each part of a smoothed label by its class, so that a rare
-        class would be most of every example's.
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The summed loss of a batch."""
+        return summed_loss(logits, labels, self.options.label_smoothing_factor, self.class_weights)
+
+    def take_step(self, window: list[Batch]) -> None:
+        """One optimizer step on the mean of a window's examples' losses, each times the weight of its class.
+
+        Over their number: over the sum of their weights, an example of a rare class could count no more than all the
+        others of one window. For the same reason a window may have a larger gradient, the more its examples weigh.
         """
-        weights = self.class_weights
-        each = [len(batch["labels"]) if weights is None else weights[batch["labels"]].sum() for batch in window]
-        total = float(sum(each))
-        weights = None if weights is None else weights.to(self.device, non_blocking=True)
+        each, count = [self.weight_of(batch) for batch in window], sum(len(batch["labels"]) for batch in window)
         for batch, weight in zip(window, each, strict=True):
             inputs, labels = on_device(batch, self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
                 logits = self.compiled(**inputs)
-            reduction, smoothing = "sum" if weights is None else "none", self.options.label_smoothing_factor
-            loss = F.cross_entropy(logits.float(), labels, reduction=reduction, label_smoothing=smoothing)
-            if weights is not None:
-                loss = loss @ weights[labels]
-            (loss / total).backward()
+            loss = self.loss(logits, labels)
+            (loss / count).backward()
             self.running[0] += loss.detach()
             self.running[1] += weight
             self.running[2] += (logits.argmax(1) == labels).sum()
             self.running[3] += len(labels)
-        self.gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm or math.inf)
+        most = (self.options.max_grad_norm or math.inf) * (sum(each) / count)
+        self.gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), most)
         if self.checks_each_step:
             self.require_finite(self.step + 1)
         rate = self.options.learning_rate * schedule(self.options, self.step, self.steps)
@@ -395,9 +412,12 @@ class Trainer:
     def validate(self) -> None:
         """Measure on the validation data; keep the weights if they are the best so far."""
         metrics = measure(logits_of(self.compiled, self.validation, self.device, self.options.bf16))
-        self.log(**{f"validation_{name}": value for name, value in metrics.scalars().items()})
-        if self.best is None or better(metrics, self.best):
-            self.best = {"step": self.step, **metrics.scalars()}
+        found = metrics.scalars()
+        if self.class_weights is not None:
+            found["weighted_accuracy"] = metrics.weighted_accuracy(self.class_weights)
+        self.log(**{f"validation_{name}": value for name, value in found.items()})
+        if self.best is None or better(found, self.best):
+            self.best = {"step": self.step, **found}
             self.best_weights = {
                 name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
             }
@@ -406,8 +426,13 @@ class Trainer:
             self.patience += 1
 
 
-def better(metrics: Metrics, best: dict[str, Any]) -> bool:
-    """More right answers, or as many at a lower loss; a loss that is NaN is never lower."""
-    if metrics.accuracy == best["accuracy"]:
-        return metrics.loss < best["loss"] or math.isnan(best["loss"])
-    return metrics.accuracy > best["accuracy"]
+def better(found: dict[str, Any], best: dict[str, Any]) -> bool:
+    """More right answers, or as many at a lower loss; a loss that is NaN is never lower.
+
+    Where classes have weights in the loss they have them here: else always to answer the most frequent class, which
+    the first steps may do, would be hard to beat.
+    """
+    name = "weighted_accuracy" if "weighted_accuracy" in found else "accuracy"
+    if found[name] == best[name]:
+        return found["loss"] < best["loss"] or math.isnan(best["loss"])
+    return found[name] > best[name]

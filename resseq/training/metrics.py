@@ -24,6 +24,11 @@ class Metrics:
     def scalars(self) -> dict[str, float]:
         return {name: value for name, value in asdict(self).items() if name != "confusion"}
 
+    def weighted_accuracy(self, weights: Tensor) -> float:
+        """Share of right answers, each counting what its class weighs; weights (C,)."""
+        confusion, weights = torch.tensor(self.confusion).double(), weights.double()
+        return (weights @ confusion.diag() / (weights @ confusion.sum(1))).item()
+
     def by_class(self, classes: list[str]) -> dict[str, dict[str, float]]:
         """Each class's precision, recall, F1 and rows."""
         given = [sum(column) for column in zip(*self.confusion, strict=True)]
