@@ -22,17 +22,8 @@ Row = dict[str, Any]
 CHOSEN = ("model", "scheme", "depth", "seed", "learning_rate", "warmup_steps", "init")
 MEASURED = (
     *("status", "diverged_step", "validation_accuracy", "validation_weighted_accuracy", "validation_loss"),
-    *(
-        "train_accuracy",
-        "train_loss",
-        "test_accuracy",
-        "test_loss",
-        "steps_to_loss",
-        "steps",
-        "seconds",
-        "parameters",
-        "saved_bytes",
-    ),
+    *("train_accuracy", "train_loss", "test_accuracy", "test_loss"),
+    *("steps_to_loss", "steps", "seconds", "parameters", "saved_bytes"),
     *("gradient_norm_first", "gradient_norm_last", "stream_growth"),
 )
 # shares of the class frequencies' loss: at the first a run's end shows that it learnt something, at the second a few

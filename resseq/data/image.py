@@ -96,9 +96,8 @@ def common_size(pictures: Sequence[Picture]) -> int:
 
 
 def decode(pictures: "Sequence[Picture | Image.Image]", size: int) -> "Tensor":
-    """Images as bytes (N, 3, size, size), resized where they are of another size; grey ones as RGB, what is
-    transparent as grey.
-    """
+    """Images as bytes (N, 3, size, size) in RGB, upright; resized where they are of another size, grey behind what is
+    transparent."""
     import numpy as np
     import torch
     from PIL import Image, ImageOps
