@@ -1,6 +1,6 @@
 """Residuals run without keeping their activations: the backward pass makes each stream again from the next one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -99,7 +99,8 @@ class _Run(torch.autograd.Function):
             with torch.enable_grad(), _restored(*surroundings):
                 before = ctx.kind(*(t.detach().requires_grad_() for t in residual.connection.known_before(stream)))
                 again = residual(before, *args, **given)
-            found = _gradients(again, [*before, *leaves, *residual.parameters()], gradients)
+            with _without_hooks(residual.parameters()):
+                found = _gradients(again, [*before, *leaves, *residual.parameters()], gradients)
             stream = residual.connection.inverse(stream, ctx.kind(*(t.detach() for t in again)))
             gradients = tuple(found[:width])
             of_leaves = [_sum(a, b) for a, b in zip(of_leaves, found[width : width + len(leaves)], strict=True)]
@@ -117,6 +118,19 @@ def _gradients(outputs: Any, inputs: list[Tensor], gradients: Any) -> list[Tenso
     needed = [x for x in inputs if x.requires_grad]
     found = iter(torch.autograd.grad(outputs, needed, gradients, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in inputs]
+
+
+@contextmanager
+def _without_hooks(parameters: Iterable[Tensor]):
+    """Without the hooks on these: autograd calls them itself, once, with the gradient that arrives at the end."""
+    hooked = [(parameter, parameter._backward_hooks) for parameter in parameters if parameter._backward_hooks]
+    for parameter, _ in hooked:
+        parameter._backward_hooks = None
+    try:
+        yield
+    finally:
+        for parameter, hooks in hooked:
+            parameter._backward_hooks = hooks
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -328,6 +328,18 @@ def test_gradients_reach_tensor_arguments():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_parameter_s_hook_is_called_once():
+    found = []
+    for net in twins(2):
+        for parameter in net.parameters():
+            parameter.register_hook(lambda gradient: 2 * gradient)
+        net(torch.linspace(-1, 1, 4 * D, dtype=torch.float64).view(4, D)).pow(3).sum().backward()
+        net(torch.linspace(-1, 1, 4 * D, dtype=torch.float64).view(4, D)).pow(3).sum().backward()
+        found.append([parameter.grad for parameter in net.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_autocast_is_in_the_backward_as_it_was():
     again, stored = twins(4, torch.float32)
     x = torch.randn(4, 5, D)
