@@ -871,6 +871,15 @@ def test_amplification_of_one_matrix():
     assert amplification(model, x, noise=0.1) == pytest.approx(expected, rel=0.25)
 
 
+def test_amplification_leaves_a_sublayer_that_stands_in_two_places_as_it_is():
+    sublayer = nn.Linear(8, 8)
+    model, weight = Stack([sublayer, sublayer], dim=8), sublayer.weight
+    before = weight.clone()
+    amplification(model, torch.randn(2, 8))
+    assert sublayer.weight is weight
+    assert torch.equal(weight, before)
+
+
 # what is published, at a small size
 
 

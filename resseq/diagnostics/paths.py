@@ -1,5 +1,6 @@
 """A residual network as the sum of its paths, and how far a change of its weights carries."""
 
+import copy
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from resseq.diagnostics.blocks import Blocks, find_blocks, stream_of, uncompiled
 
@@ -112,14 +112,11 @@ def amplification(model: nn.Module, *inputs: Any, noise: float = 0.01, seed: int
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def moved(weight: Tensor) -> Tensor:
-        if weight.ndim < 2:
-            return weight
-        step = torch.randn(weight.shape, generator=generator).to(weight)
-        return weight + noise * weight.square().mean().sqrt() * step
-
+    moved = copy.deepcopy(model)  # functional_call would leave a module that stands in two places changed
     with torch.no_grad():
-        weights = {name: moved(parameter) for name, parameter in model.named_parameters()}
-        outputs = [functional_call(model, change, inputs, keywords) for change in ({}, weights)]
+        for weight in (parameter for parameter in moved.parameters() if parameter.ndim >= 2):
+            step = torch.randn(weight.shape, generator=generator).to(weight)
+            weight += noise * weight.square().mean().sqrt() * step
+        outputs = [each(*inputs, **keywords) for each in (model, moved)]
     before, after = (stream_of(output, "the model's output") for output in outputs)
     return (after - before).double().square().mean().item() / noise**2

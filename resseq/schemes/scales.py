@@ -16,7 +16,8 @@ class ReZero(Scheme):
     """A learned factor on the branch that starts at 0, and no norm.
 
     ``S(x) + λF(x)``; λ = 0, one for each layer, shared by its residuals. A parameter that is shared cannot be sharded
-    residual by residual: with FSDP, ``fully_shard`` the whole stack, or use skipinit.
+    residual by residual: with FSDP, ``fully_shard`` the whole stack, or use skipinit. And torch.func.functional_call
+    leaves what stands in two places changed (pytorch issue 164759): give it ``tie_weights=False``, or use skipinit.
 
     Source: Bachlechner et al. 2020, arXiv:2003.04887, eq. 2 and section 5.
     """
