@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from helpers import LAYERS, D, Sublayer, randomised, stack
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils import _pytree as pytree
 
 from resseq import SCHEMES, Residual, Stack, TransformerEncoder
@@ -311,6 +313,17 @@ def test_deepnorm_starts_right_where_each_module_is_reset_in_turn():
 def test_deepnorm_needs_roles():
     with pytest.raises(ValueError, match=r"'deepnorm': sets the starting weights by role; got a Linear without weigh"):
         Stack([nn.Linear(D, D)], dim=D, scheme="deepnorm")
+
+
+@pytest.mark.parametrize("scheme", ["deepnorm", "tfixup", "fixup", "subln", "ngpt"])
+@pytest.mark.parametrize(
+    "compute", [weight_norm, spectral_norm, lambda linear: prune.l1_unstructured(linear, "weight", 0.5)]
+)
+def test_weights_that_are_computed_cannot_be_written_into(scheme, compute):
+    sublayer = FeedForward(D)
+    compute(sublayer.out)
+    with pytest.raises(ValueError, match=f"^Scheme '{scheme}': writes into the weights; got a FeedForward that comput"):
+        Stack([sublayer], dim=D, scheme=scheme)
 
 
 @pytest.mark.parametrize(

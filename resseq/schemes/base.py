@@ -133,7 +133,8 @@ def weights_of_each(residuals: Sequence[Any], scheme: str) -> Iterator[list[tupl
 def weights_of(sublayer: Any, scheme: str) -> list[tuple[str, Tensor]]:
     """The (role, tensor) pairs of a sublayer, in order of application; fused matrices as views.
 
-    Raises: ValueError for a sublayer without weights(), and for sharded ones: their parts are copies, not views.
+    Raises: ValueError for a sublayer without weights(), for sharded ones: their parts are copies, not views, and for
+        computed ones: see require_kept.
     """
     if not hasattr(sublayer, "weights"):
         raise ValueError(
@@ -146,4 +147,17 @@ def weights_of(sublayer: Any, scheme: str) -> list[tuple[str, Tensor]]:
             f"Scheme {scheme!r}: sets the starting weights of whole matrices; got a sharded {type(sublayer).__name__}. "
             f"Call reset_parameters before fully_shard."
         )
+    for _, weight in weights:
+        require_kept(weight, sublayer, scheme)
     return weights
+
+
+def require_kept(weight: Tensor, sublayer: Any, scheme: str) -> None:
+    """Raise for a weight that is computed anew from others, so that what is written into it is lost."""
+    tensors = [*sublayer.parameters(), *sublayer.buffers()] if isinstance(sublayer, nn.Module) else [weight]
+    if weight.untyped_storage()._cdata not in {tensor.untyped_storage()._cdata for tensor in tensors}:
+        raise ValueError(
+            f"Scheme {scheme!r}: writes into the weights; got a {type(sublayer).__name__} that computes one of its "
+            f"weights() from others, as weight_norm, spectral_norm and pruning do. Put these on after the stack is "
+            f"built, or use another scheme."
+        )
