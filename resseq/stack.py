@@ -41,8 +41,8 @@ class Stack(nn.Module):
         channel_dim: where the width stands: −1, or 1 for channels first.
         activation_checkpointing: keep of each residual its input alone, and run it again for the backward pass (Chen
             et al. 2016, arXiv:1604.06174). The gradients are the same, dropout included, where the backward pass
-            finds the weights of the forward pass (not those of a ``functional_call`` that is over). torch.func keeps
-            everything.
+            finds the weights of the forward pass: not those of a ``functional_call`` that is over, nor of
+            ``spectral_norm``, which moves them whenever they are run. torch.func keeps everything.
     Raises: ValueError for an unknown scheme, a dim or shortcuts of another length, a keyword that no sublayer takes,
         and for activation checkpointing of batch norms.
 

@@ -63,3 +63,9 @@ def test_it_keeps_dtype_and_memory_format_and_compiles():
     assert y.is_contiguous(memory_format=torch.channels_last)
     compiled = torch.compile(Dropout(0.5), fullgraph=True, backend="aot_eager")
     assert 300 < (compiled(torch.ones(1000)) == 0).sum() < 700
+
+
+def test_it_draws_where_its_input_is():
+    x = torch.ones(10)
+    with torch.device("meta"):
+        assert Dropout(0.5)(x).device == x.device

@@ -31,6 +31,6 @@ def dropout(x: Tensor, p: float) -> Tensor:
     dropped = round(p * 2**16)  # of the 2¹⁶ values that an entry can draw
     if x.device.type != "cpu" or torch.compiler.is_compiling() or dropped in (0, 2**16):
         return F.dropout(x, p)
-    drawn = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,)).view(torch.int16)[: x.numel()]
+    drawn = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,), device=x.device).view(torch.int16)[: x.numel()]
     kept = (drawn >= dropped - 2**15).view(x.shape)
     return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))

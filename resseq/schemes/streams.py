@@ -189,10 +189,10 @@ class Reversible(_OneWidth):
     the input.
 
     In training, memory for activations does not grow with depth, for a third more time; BatchNorm inside would take
-    each batch twice, and a sublayer that returns a tuple is refused. torch.compile, export and torch.func store as
-    usual, and so do residuals that ``fully_shard`` takes one by one, and sublayers that are plain functions. A tensor
-    that a sublayer uses without having it as a parameter or an argument gets no gradient; second derivatives want
-    ``recompute=False``.
+    each batch twice, ``spectral_norm`` two steps, and hooks of a sublayer run twice; a sublayer that returns a tuple is
+    refused. torch.compile, export and torch.func store as usual, and so do residuals that ``fully_shard`` takes one by
+    one, and sublayers that are plain functions. A tensor that a sublayer uses without having it as a parameter or an
+    argument gets no gradient; second derivatives want ``recompute=False``.
 
     Source: Gomez et al. 2017, arXiv:1707.04585; for Transformers: Kitaev et al. 2020, arXiv:2001.04451, section 3.
     Args:
