@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -259,6 +259,11 @@ def predict(
     if isinstance(file, (str, os.PathLike)):
         _check_file(str(file))
         return _answers(loaded, _blocks(str(file)), batch_size)
+    if isinstance(file, Mapping) or hasattr(file, "columns") or not isinstance(file, Iterable):  # a table: its names
+        raise ValueError(
+            f"predict: what is to be predicted is a list, or one column of a table; got a {type(file).__name__}. "
+            f"Give the {loaded.reader.inputs} in a list."
+        )
     return _answers(loaded, chunks(file, CHUNK), batch_size)
 
 

@@ -179,6 +179,10 @@ def test_predict_raises_when_it_is_called(run, tmp_path):
         resseq.predict(tmp_path / "nowhere", ["a text"])
     with pytest.raises(ValueError, match=r"got a gripping film\. .* from Python .*\['a gripping film'\]"):
         resseq.predict(run[0], "a gripping film")
+    for table in (pd.DataFrame({"text": ["this"]}), {"text": ["this"]}, 1):
+        with pytest.raises(ValueError, match=f"got a {type(table).__name__}. Give the texts in a list."):
+            resseq.predict(run[0], table)
+    assert list(resseq.predict(run[0], pd.Series(["this"]))) == list(resseq.predict(run[0], ["this"]))
 
 
 def test_all_verbs_use_the_precision_of_training(data, tmp_path):
