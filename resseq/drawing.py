@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 INK = "#222222"
 
 
+def literal(name: str) -> str:
+    """A name as a picture shows it: a pair of dollars in it would be read as a formula."""
+    return name.replace("$", r"\$")
+
+
 def clean(axes: "Axes") -> None:
     """Take away the frame's upper and right side, and draw faint horizontal lines."""
     axes.spines[["top", "right"]].set_visible(False)

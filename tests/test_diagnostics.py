@@ -13,6 +13,7 @@ from resseq import SCHEMES, Residual, Stack, TextConvNet, TextTransformer, Trans
 from resseq.connections import OneStream
 from resseq.diagnostics import amplification, autocorrelation, gradients_between, inspect, lesion, lesion_curve
 from resseq.diagnostics.blocks import find_blocks, replace_first
+from resseq.diagnostics.report import Report
 
 MASK = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] * 5 + [False]])
 IDS = torch.randint(1, 20, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -315,6 +316,32 @@ def test_a_model_may_name_its_own_loss():
     assert frame["bert.encoder.layer.3.output.dense.weight"] == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="got none at the model's output. Use other blocks"):
         inspect(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), Nothing()), torch.randn(2, 2))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda logits, loss: {"loss": loss, "logits": logits},
+        lambda logits, loss: {"logits": logits, "loss": loss},
+        lambda logits, loss: (loss, logits),
+        lambda logits, loss: loss,
+    ],
+)
+def test_whatever_the_loss_comes_in_it_is_what_is_differentiated(shape):
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+
+        def forward(self, x):
+            logits = self.body(x)
+            return shape(logits, logits.square().sum())
+
+    model, x = Classifier(), torch.randn(2, 4)
+    report = inspect(model, x)
+    model.body(x).square().sum().backward()
+    frame = report.frame[report.frame["statistic"] == "weight_gradient_norm"].set_index("module")["value"]
+    assert frame["body.0.weight"] == pytest.approx(model.body[0].weight.grad.norm().item(), rel=1e-5)
 
 
 class Nothing(nn.Module):
@@ -1014,6 +1041,11 @@ def test_stages_are_blocks_where_they_are_more_than_the_blocks_of_one():
 
     assert list(find_blocks(Net(2))) == ["layer1", "layer2", "layer3", "layer4"]
     assert list(find_blocks(Net(5))) == [f"layer1.{i}" for i in range(5)]
+
+
+def test_a_hundredth_costs_a_hundredth():
+    report = Report([(0, "first", "lesion_drop", 0.85 - 0.84), (1, "second", "lesion_drop", 0.02)], {})
+    assert "at most 0.01 for 1 of 2 blocks; the most costly is block 1" in report.verdict[-1]
 
 
 def test_a_block_that_changes_the_shape_and_has_no_shortcut_is_passed_over():

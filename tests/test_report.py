@@ -118,6 +118,23 @@ def test_the_best_setting_is_chosen_on_validation_not_on_test():
     assert "learning rate 0.001 or 0.01" in summary(found)
 
 
+def test_validation_chose_nothing_where_nothing_was_validated():
+    rows = [
+        row(status="diverged", test=None, learning_rate=rate, cell=f"pre-{rate}", gradient_norm_first=None)
+        for rate in (0.1, 0.2)
+    ]
+    found = findings(rows, ["learning_rate"])
+    assert "chose" not in table(found) + summary(found)
+    assert table(found).splitlines()[-1].split() == ["pre", "diverged"]
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    rows = [row(data=name, cell=name, gradient_norm_first=0.0) for name in ("cost$\\q$.csv", "b.csv")]
+    write_report(findings(rows, ["data"]), tmp_path)
+    assert r"cost$\q$" in (tmp_path / "accuracy.csv").read_text()
+    assert (tmp_path / "gradients.png").exists()
+
+
 def test_where_classes_have_weights_the_weighted_accuracy_chooses():
     rows = [
         row(learning_rate=1e-3, validation_accuracy=0.9, validation_weighted_accuracy=0.5),

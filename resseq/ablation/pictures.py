@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from resseq.ablation.report import Findings, accuracies, layers
 from resseq.card import BASELINES
-from resseq.drawing import INK, clean, save
+from resseq.drawing import INK, clean, literal, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,9 @@ def _legend(figure: "Figure", axes: "Axes", seen: set[str]) -> None:
     handles, labels = axes.get_legend_handles_labels()
     width = max(map(len, labels), default=0) + 7
     columns = max(1, min(len(labels), int(13 * figure.get_figwidth()) // width))
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+    figure.legend(
+        handles, [literal(label) for label in labels], loc="outside upper center", ncols=columns, frameon=False
+    )
 
 
 def _save(figure: "Figure", folder: Path, name: str, columns: list[str], rows: list[list[Any]]) -> None:
@@ -181,7 +183,7 @@ def draw_gradients(findings: Findings, folder: Path) -> None:
                 zeros += [line] if norms and not mean else []
             axes.plot(findings.depths, means, linewidth=2, markersize=6, label=line, **look)
         if zeros:
-            text = f"zero: {', '.join(dict.fromkeys(zeros))}"
+            text = literal(f"zero: {', '.join(dict.fromkeys(zeros))}")
             axes.text(0.03, 0.03, text, transform=axes.transAxes, fontsize=8, color=INK)
         axes.set_title(f"{name} residual", fontsize=10)
         _depth_axis(axes, findings.depths)

@@ -25,7 +25,7 @@ def plan(options: AblateOptions) -> str:
     left = [cell for cell in cells if read_record(cell) is None]
     corpora = prepare_corpora(cells)
     shapes: dict[tuple[Any, ...], tuple[int, float]] = {}
-    total, lines = 0.0, _axes(options)
+    lines, waiting = _axes(options), [0.0]  # seconds of each cell that is not done
     for cell in cells:
         corpus = corpora[data_options(cell.options)]
         shape = _shape(cell.options)
@@ -35,11 +35,12 @@ def plan(options: AblateOptions) -> str:
             about = " ".join([cell.options.model, *(f"{name} {value}" for name, value in named.items() if value)])
             lines.append(f"{about:40} {parameters:>12,} parameters  {1000 * seconds:8.1f} ms a step")
         if cell in left:
-            total += shapes[shape][1] * _steps(cell.options, corpus)
-    workers = workers_of(options, len(cells))
+            waiting.append(shapes[shape][1] * _steps(cell.options, corpus))
+    workers = workers_of(options, len(left) or 1)
+    seconds = max(sum(waiting) / workers, *waiting)
     lines.append(
         f"{len(cells)} cells, {len(left)} of them not done yet; with {workers} at a time "
-        f"about {max(total / workers / 60, 0.1) if left else 0:.1f} minutes"
+        f"about {max(seconds / 60, 0.1) if left else 0:.1f} minutes"
     )
     return "\n".join(lines)
 

@@ -136,7 +136,9 @@ def _cells(findings: Findings) -> list[list[Row]]:
 
 def _brackets(findings: Findings, rows: list[Row]) -> str:
     """The values that validation chose; nothing where there was no choice."""
-    return f" [{', '.join(shown(rows[0][axis]) for axis in findings.tuned)}]" if rows and findings.tuned else ""
+    if not findings.tuned or not any(row["validation_accuracy"] is not None for row in rows):
+        return ""
+    return f" [{', '.join(shown(rows[0][axis]) for axis in findings.tuned)}]"
 
 
 def _legend(findings: Findings) -> str:
@@ -144,7 +146,7 @@ def _legend(findings: Findings) -> str:
     words = ["Test accuracy in %"]
     if len({row["seed"] for row in findings.rows}) > 1:
         words.append("mean ± standard deviation over the seeds that have one")
-    if findings.tuned:
+    if any(_brackets(findings, cell) for cell in _cells(findings)):
         words.append(f"with the {_choice(findings)} for each scheme and depth, in brackets")
     seen = {row["status"] for cell in _cells(findings) for row in cell}
     return " ".join([", ".join(words) + ".", *(text for status, text in FAULTS.items() if status in seen)])
@@ -169,8 +171,9 @@ def table(findings: Findings) -> str:
 def summary(findings: Findings) -> str:
     """What happened at the deepest depth, and under which conditions."""
     deepest = findings.depths[-1]
-    found = [f"{line} {_result(findings.chosen(line, deepest), ' %')}" for line in findings.lines]
-    how = f", each with the {_choice(findings)}" if findings.tuned else ""
+    cells = [findings.chosen(line, deepest) for line in findings.lines]
+    found = [f"{line} {_result(rows, ' %')}" for line, rows in zip(findings.lines, cells, strict=True)]
+    how = f", each with the {_choice(findings)}" if any(_brackets(findings, rows) for rows in cells) else ""
     beside = [
         f"{'the' if name == 'majority' else 'a'} {BASELINES[name]} {100 * value:.1f} %"
         for name, value in findings.baselines.items()

@@ -291,5 +291,5 @@ def _setting(cells: list[Cell], rows: list[dict[str, Any]]) -> dict[str, Any]:
     options = [asdict(cell.options) for cell in cells]
     shared = {name: value for name, value in options[0].items() if name not in MAY_DIFFER and value is not None}
     shared = {name: value for name, value in shared.items() if all(each[name] == value for each in options)}
-    steps = {row["steps"] for row in rows if row["status"] in ("finished", "stuck")}
+    steps = {row["steps"] for row in rows if row["status"] not in ("diverged", "failed")}
     return shared | {"threads": cells[0].threads} | ({"steps": steps.pop()} if len(steps) == 1 else {})

@@ -1,6 +1,6 @@
 """The basic set of statistics, in one forward and one backward pass."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,8 +34,9 @@ def inspect(
         blocks: a path pattern in which ``*`` stands for one component (``"encoder.layer.*"``) or a list of modules;
             unless given, the longest run of neighbours of one type in a ModuleList or Sequential, or else in any.
         loss: of the model's output, a scalar; unless given, what the output calls ``loss`` itself, as Hugging Face's
-            do when they get labels, or else the output's product with a fixed random direction: its gradients tell how
-            depth changes them, but not how large they will be in training.
+            do when they get labels, or its first tensor, if that is a scalar, or else the output's product with a
+            fixed random direction: its gradients tell how depth changes them, but not how large they will be in
+            training.
         keywords: for the model. ``mask`` or ``attention_mask`` (B, L) also says which positions count.
     Raises: ValueError for blocks that are not there.
 
@@ -75,10 +76,12 @@ def loss_of(output: Any, loss: Callable[[Any], Tensor] | None) -> Tensor:
     """The scalar that is differentiated: see ``inspect``."""
     if loss is not None:
         return loss(output)
-    named = getattr(output, "loss", None)
+    named = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(named, Tensor):
         return named
     tensor = stream_of(output, "the model's output")
+    if tensor.ndim == 0:  # a loss, whatever it is called
+        return tensor
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(tensor.shape, generator=generator).to(tensor)
     return (tensor * direction).sum() / tensor.numel() ** 0.5

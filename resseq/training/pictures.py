@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from resseq.drawing import INK, clean, save
+from resseq.drawing import INK, clean, literal, save
 
 TRAIN, VALIDATION = "#9db4c0", "#c8553d"
 LONGEST = 25  # characters of a name
@@ -57,4 +57,4 @@ def draw_confusion(confusion: list[list[int]], classes: list[str], inputs: str, 
 def _shown(name: str) -> str:
     """A class's name beside the picture: cut where it is long."""
     name = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
-    return name.replace("$", r"\$")  # a pair of dollars would be read as a formula
+    return literal(name)
