@@ -122,7 +122,7 @@ def _fit(options: TrainOptions, corpus: "Corpus", encoder: "Bert | None" = None)
         model.encoder.load_state_dict(encoder.state_dict())
     model.to(device)
     validation, _ = evaluation_batches(splits["validation"], options.per_device_eval_batch_size)
-    weights = corpus.class_weights if options.class_weights == "balanced" else None
+    weights = corpus.class_weights(options)
     trainer = Trainer(model, _training_batches(splits["train"], options), validation, options, folder, device, weights)
     config = {
         "format": FORMAT,
@@ -259,7 +259,8 @@ def predict(
     if isinstance(file, (str, os.PathLike)):
         _check_file(str(file))
         return _answers(loaded, _blocks(str(file)), batch_size)
-    if isinstance(file, Mapping) or hasattr(file, "columns") or not isinstance(file, Iterable):  # a table: its names
+    # to go through a table gives the names of its columns
+    if isinstance(file, Mapping) or hasattr(file, "columns") or not isinstance(file, Iterable):
         raise ValueError(
             f"predict: what is to be predicted is a list, or one column of a table; got a {type(file).__name__}. "
             f"Give the {loaded.reader.inputs} in a list."

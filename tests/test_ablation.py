@@ -259,7 +259,7 @@ def test_the_start_is_measured_and_leaves_no_trace(corpus, data, class_weights):
     stack.residuals[-1].register_forward_hook(lambda module, args, out: streams.append(out))
     logits, labels = model(batch["ids"], batch["mask"]), batch["labels"]
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    (losses * (corpus.class_weights[labels] if class_weights else 1.0)).mean().backward()
+    (losses * (corpus.class_weights(options)[labels] if class_weights else 1.0)).mean().backward()
     for name, residual in (("first", stack.residuals[0]), ("last", stack.residuals[-1])):
         norm = math.sqrt(sum(p.grad.square().sum().item() for p in residual.sublayer.parameters()))
         assert measured[f"gradient_norm_{name}"] == pytest.approx(norm, rel=1e-5)

@@ -84,6 +84,7 @@ import resseq
 from resseq.cli import main
 from resseq.data.corpus import prepare
 from resseq.data.text import TextOptions
+from resseq.options import TrainOptions
 from resseq.run import Run
 from resseq.training import loop
 from resseq.training.checkpoint import checkpoints, newest_checkpoint, save_checkpoint, verify, write_manifest
@@ -539,7 +540,8 @@ def test_a_rare_class_does_not_take_over_the_smoothed_labels_of_others(tmp_path)
 def test_a_class_that_training_lacks_has_no_weight():
     corpus = prepare(TextOptions(data="listops:rows=100", max_train_samples=9))
     labels = corpus.splits["train"].labels
-    weights = corpus.class_weights
+    weights = corpus.class_weights(TrainOptions(class_weights="balanced"))
+    assert corpus.class_weights(TrainOptions()) is None
     assert len(corpus.classes) > len(labels.unique()) == (weights > 0).sum()
     assert weights[labels].mean() == pytest.approx(1)
     assert weights[labels].sum() / len(labels.unique()) == pytest.approx(

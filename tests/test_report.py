@@ -25,6 +25,7 @@ def row(scheme="pre", depth=2, seed=0, status="finished", test=0.8, **more):
         "status": status,
         "diverged_step": None,
         "validation_accuracy": test,
+        "validation_weighted_accuracy": None,
         "test_accuracy": test,
         "steps": 100,
         "seconds": 2.0,

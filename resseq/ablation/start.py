@@ -52,7 +52,7 @@ def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float | 
         with saved_storages(model) as saved:
             with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
                 logits = model(**batch)
-            weights = corpus.class_weights if options.class_weights == "balanced" else None
+            weights = corpus.class_weights(options)
             loss = summed_loss(logits, labels, options.label_smoothing_factor, weights) / len(labels)
         loss.backward()
     measured = {

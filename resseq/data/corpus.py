@@ -39,9 +39,13 @@ class Corpus:
         """Examples in each split."""
         return {split: len(examples) for split, examples in self.splits.items()}
 
-    @property
-    def class_weights(self) -> Tensor:
-        """n/(C·n_c) for each class of the C that training has, 0 for others: an example counts 1 in the mean."""
+    def class_weights(self, options: Any) -> Tensor | None:
+        """n/(C·n_c) for each class of the C that training has, 0 for others: an example counts 1 in the mean.
+
+        None where a run's options do not ask for them.
+        """
+        if options.class_weights is None:
+            return None
         train = self.splits["train"]
         assert train.labels is not None
         counts = torch.bincount(train.labels, minlength=len(self.classes))

@@ -134,7 +134,7 @@ def weights_of(sublayer: Any, scheme: str) -> list[tuple[str, Tensor]]:
     """The (role, tensor) pairs of a sublayer, in order of application; fused matrices as views.
 
     Raises: ValueError for a sublayer without weights(), for sharded ones: their parts are copies, not views, and for
-        computed ones: see require_kept.
+        computed ones: see require_stored.
     """
     if not hasattr(sublayer, "weights"):
         raise ValueError(
@@ -148,11 +148,11 @@ def weights_of(sublayer: Any, scheme: str) -> list[tuple[str, Tensor]]:
             f"Call reset_parameters before fully_shard."
         )
     for _, weight in weights:
-        require_kept(weight, sublayer, scheme)
+        require_stored(weight, sublayer, scheme)
     return weights
 
 
-def require_kept(weight: Tensor, sublayer: Any, scheme: str) -> None:
+def require_stored(weight: Tensor, sublayer: Any, scheme: str) -> None:
     """Raise for a weight that is computed anew from others, so that what is written into it is lost."""
     tensors = [*sublayer.parameters(), *sublayer.buffers()] if isinstance(sublayer, nn.Module) else [weight]
     if weight.untyped_storage()._cdata not in {tensor.untyped_storage()._cdata for tensor in tensors}:

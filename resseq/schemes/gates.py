@@ -10,7 +10,7 @@ from torch import nn
 from resseq.connections import Connection, Merge, OneStream
 from resseq.factors import LowRank
 from resseq.merges import Balance, Delta, GRUGate, Highway, SphereStep, orthogonal
-from resseq.schemes.base import EndsInNorm, Place, Scheme, require_kept
+from resseq.schemes.base import EndsInNorm, Place, Scheme, require_stored
 
 
 class HighwayGates(Scheme):
@@ -89,7 +89,7 @@ class NGPT(Scheme):
                         f"Scheme 'ngpt': keeps the vectors of whole matrices at length 1; got a sharded "
                         f"{type(sublayer).__name__}. Use DistributedDataParallel, or another scheme."
                     )
-                require_kept(weight, sublayer, "ngpt")
+                require_stored(weight, sublayer, "ngpt")
                 vectors = weight.transpose(0, 1) if role == "out" else weight
                 length = torch.linalg.vector_norm(vectors, dim=tuple(range(1, vectors.ndim)), keepdim=True)
                 vectors.div_(length.clamp(min=torch.finfo(weight.dtype).tiny))
