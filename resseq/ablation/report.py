@@ -88,8 +88,8 @@ class Findings:
 
 
 def _validated(row: Row) -> float:
-    """The accuracy that chooses: the weighted one, where classes have weights."""
-    found = [row["validation_weighted_accuracy"], row["validation_accuracy"]]
+    """The accuracy that chooses: the weighted one, where classes have weights; results of old have no such column."""
+    found = [row.get("validation_weighted_accuracy"), row["validation_accuracy"]]
     return next((accuracy for accuracy in found if accuracy is not None), 0.0)
 
 
