@@ -134,9 +134,8 @@ class Stack(nn.Module):
         # torch.func knows no hooks on what is saved, by which a checkpoint drops it
         keeps_inputs = self.activation_checkpointing and learning and not torch._C._are_functorch_transforms_active()
         for i, residual in enumerate(residuals):
-            taken = residual.takes(kwargs)
-            if caches is not None and (residual.takes_keywords is None or "cache" in residual.takes_keywords):
-                taken = taken | {"cache": caches[i] if caches else ()}
+            given = kwargs if caches is None else kwargs | {"cache": caches[i] if caches else ()}
+            taken = residual.takes(given)
             if keeps_inputs:
                 stream = checkpoint(partial(residual, **taken), stream, *args, use_reentrant=False)
             else:
