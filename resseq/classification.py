@@ -121,7 +121,7 @@ def _fit(options: TrainOptions, corpus: "Corpus", encoder: "Bert | None" = None)
     if encoder:
         model.encoder.load_state_dict(encoder.state_dict())
     model.to(device)
-    validation, _ = evaluation_batches(splits["validation"], options.per_device_eval_batch_size)
+    validation = evaluation_batches(splits["validation"], options.per_device_eval_batch_size)
     weights = corpus.class_weights(options)
     trainer = Trainer(model, _training_batches(splits["train"], options), validation, options, folder, device, weights)
     config = {
@@ -147,7 +147,7 @@ def _finish(trainer: "Trainer", best: dict[str, Any], options: TrainOptions, cor
     from resseq.training.metrics import logits_of, measure
 
     folder, model = options.folder, trainer.model
-    test, _ = evaluation_batches(corpus.splits["test"], options.per_device_eval_batch_size)
+    test = evaluation_batches(corpus.splits["test"], options.per_device_eval_batch_size)
     measured = measure(logits_of(model, test, trainer.device, options.bf16))
     result = {
         "output_dir": str(folder),
@@ -220,7 +220,7 @@ def evaluate(
     name, rows = held_out(
         loaded, data, split, text_column=text_column, image_column=image_column, label_column=label_column
     )
-    batches, _ = evaluation_batches(loaded.reader.encode(*rows), batch_size)
+    batches = evaluation_batches(loaded.reader.encode(*rows), batch_size)
     metrics = measure(loaded.logits_of(batches))
     return {
         "data": loaded.options.data if data is None else data,

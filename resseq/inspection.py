@@ -112,7 +112,7 @@ def _trained(run: str, options: InspectOptions) -> "Report":
         : options.texts
     ].tolist()
     examples = loaded.reader.encode([inputs[i] for i in chosen], [labels[i] for i in chosen])
-    batches, _ = evaluation_batches(examples, BATCH)
+    batches = evaluation_batches(examples, BATCH)
 
     def accuracy(_: "nn.Module") -> float:  # the blocks are taken out of the run's own model
         return measure(loaded.logits_of(batches)).accuracy

@@ -118,7 +118,7 @@ def _batches(run: Run) -> list["Batch"]:
         inputs = held_out(run, None, "test")[1].inputs[:COMPARED]
     except (ValueError, OSError):
         inputs = run.reader.made_up()
-    return list(evaluation_batches(run.reader.encode(inputs), 16)[0])
+    return list(evaluation_batches(run.reader.encode(inputs), 16))
 
 
 def _require_onnx() -> None:

@@ -85,9 +85,10 @@ class Run:
         """The model's logits (N, C), in the order of the texts or images."""
         import torch
 
-        batches, rows = evaluation_batches(self.reader.encode(inputs), batch_size)
-        logits = [logits for logits, _ in self.logits_of(batches)]
-        return torch.cat(logits)[torch.tensor(rows).argsort()]
+        batches = evaluation_batches(self.reader.encode(inputs), batch_size)
+        logits = torch.cat([logits for logits, _ in self.logits_of(batches)])
+        order: Any = batches.batch_sampler
+        return logits[torch.tensor([i for batch in order for i in batch]).argsort()]
 
     def logits_of(self, batches: Iterable[dict[str, "Tensor"]]) -> Iterator[tuple["Tensor", "Tensor"]]:
         """The model's logits (B, C) of each batch, with its labels; in bfloat16 where the run was trained so."""
@@ -181,16 +182,15 @@ def changed_parts(earlier: dict[str, str], now: dict[str, str]) -> list[str]:
     return [part for part, checksum in now.items() if checksum != earlier.get(part)]
 
 
-def evaluation_batches(examples: "Tokens | Images", batch_size: int) -> tuple["DataLoader[Any]", list[int]]:
-    """Batches sorted by length, and for each of their rows its index in examples."""
+def evaluation_batches(examples: "Tokens | Images", batch_size: int) -> "DataLoader[Any]":
+    """Batches sorted by length."""
     import torch
     from torch.utils.data import DataLoader
 
     from resseq.data.batching import LengthBatches
 
     sampler = LengthBatches(examples.lengths, batch_size, seed=0, shuffle=False)
-    loader = DataLoader(examples, batch_sampler=sampler, collate_fn=examples.collate, generator=torch.Generator())
-    return loader, [i for batch in sampler for i in batch]
+    return DataLoader(examples, batch_sampler=sampler, collate_fn=examples.collate, generator=torch.Generator())
 
 
 def checkpoint_reader(options: TrainOptions, tokenizer: "Tokenizer", pretrained: dict[str, Any]) -> "TextReader":
