@@ -52,10 +52,10 @@ class Corpus:
         return (counts > 0) * len(train) / ((counts > 0).sum() * counts.clamp(min=1))
 
 
-def data_options(options: Any, **changes: Any) -> Any:
+def data_options(options: Any) -> Any:
     """The TextOptions or ImageOptions among a run's options."""
     kind = READERS[options.task].options
-    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)} | changes)
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
 
 
 def prepare(options: DataOptions, reader: Any = None) -> Corpus:

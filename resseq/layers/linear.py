@@ -1,7 +1,7 @@
 """Linear maps, convolutions and embeddings whose starting weights have a name."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -76,9 +76,9 @@ class Conv1d(nn.Conv1d):
 class Embedding(nn.Embedding):
     """A vector for each token, ``N(0, 0.02²)`` at the start; ``N(0, 1)`` with init="torch"."""
 
-    def __init__(self, count: int, dim: int, *, init: Init = "xavier", **options: Any):
+    def __init__(self, count: int, dim: int, *, init: Init = "xavier"):
         self.init: Init = init
-        super().__init__(count, dim, **options)
+        super().__init__(count, dim)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=1.0 if self.init == "torch" else 0.02)
