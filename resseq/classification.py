@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,10 +91,9 @@ def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]
             f"train: --model is {', '.join(TEXT_MODELS)}, a checkpoint's folder or its id on the hub, OWNER/NAME; "
             f"got --model {options.model}. Use transformer, a folder that exists, or google-bert/bert-base-uncased."
         )
-    for each in fields(TextOptions):
-        if each.name in ("tokenizer", "vocab_size", "lowercase") and getattr(options, each.name) != each.default:
-            flag, value = flag_of(each.name), getattr(options, each.name)
-            raise ValueError(f"train: a checkpoint has its own tokenizer; got {flag} {value}. Leave it out.")
+    for name in ("tokenizer", "vocab_size", "lowercase"):
+        if (value := getattr(options, name)) != getattr(TextOptions, name):
+            raise ValueError(f"train: a checkpoint has its own tokenizer; got {flag_of(name)} {value}. Leave it out.")
     encoder, tokenizer = Bert.from_pretrained(options.model), load_pretrained_tokenizer(options.model)
     if options.max_length != TextOptions.max_length and options.max_length > encoder.options["max_length"]:
         raise ValueError(
@@ -105,7 +104,7 @@ def open_checkpoint(options: TrainOptions) -> tuple["TextReader", "Bert | None"]
     return checkpoint_reader(options, tokenizer, pretrained), encoder
 
 
-def _fit(options: TrainOptions, corpus: "Corpus", encoder: "Bert | None" = None) -> dict[str, Any]:
+def _fit(options: TrainOptions, corpus: "Corpus", encoder: "Bert | None") -> dict[str, Any]:
     import torch
 
     from resseq.models import build_model
