@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -29,19 +29,15 @@ def quiet_hub() -> Iterator[None]:
 
 def find_file(source: str | Path, *names: str) -> Path | None:
     """The first of the named files that exists, in a local folder or else in a hub repository; None without any."""
+    if Path(source).is_dir():
+        return next((file for name in names if (file := Path(source) / name).is_file()), None)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
     for name in names:
-        if Path(source).is_dir():
-            if (Path(source) / name).is_file():
-                return Path(source) / name
-            continue
-        try:
-            with quiet_hub():
-                return Path(hf_hub_download(str(source), name))
-        except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):  # offline is the first of them too
-            continue
+        # offline is the first of them too
+        with suppress(EntryNotFoundError, HFValidationError, RepositoryNotFoundError), quiet_hub():
+            return Path(hf_hub_download(str(source), name))
     return None
 
 
