@@ -122,12 +122,11 @@ class AblateOptions(Grid):
 
     def __post_init__(self) -> None:
         """Raise for a flag without a value, and for a count that is too small; put in what is usual for images."""
-        for each in fields(self):
-            if isinstance(getattr(self, each.name), Usual):
-                object.__setattr__(self, each.name, self._usual(each))
         for name in AXES:
             plural = PLURAL.get(name, name)
-            if not getattr(self, plural):
+            if isinstance(self.values(name), Usual):
+                object.__setattr__(self, plural, Usual(self._usual(name)))
+            elif not self.values(name):
                 raise ValueError(
                     f"ablate: every flag needs a value; got {flag_of(plural)} with none. Give one, or leave it out."
                 )
@@ -138,18 +137,20 @@ class AblateOptions(Grid):
             )
         check_values(self, ("workers", "threads", "engine", "gpus_per_cell", "ray_address", "dry_run"))
 
-    def _usual(self, option: Any) -> Any:
-        """An option's default in this task, and for these models."""
-        name = next((single for single, plural in PLURAL.items() if plural == option.name), option.name)
+    def _usual(self, name: str) -> tuple[Any, ...]:
+        """An axis's default values in this task, and for these models."""
         if name == "max_steps" and not isinstance(self.num_train_epochs, Usual):
-            return Usual((None,))  # epochs were asked for
+            return (None,)  # epochs were asked for
         if set(self.model) == {"vdcnn"} and name in VDCNN_DEFAULTS:
-            return Usual(VDCNN_DEFAULTS[name])
-        if self.task == "text" or name not in DEFAULTS | IMAGE_DEFAULTS:
-            return option.default
-        if name == "depth" and all(layers_named(model) for model in self.model):
-            return Usual((None,))  # resnet18 says it in its name
-        return Usual(IMAGE_DEFAULTS.get(name, (getattr(TrainOptions, name),)))
+            return VDCNN_DEFAULTS[name]
+        if name == "depth" and self.task != "text" and all(layers_named(model) for model in self.model):
+            return (None,)  # resnet18 says it in its name
+        defaults = DEFAULTS if self.task == "text" else IMAGE_DEFAULTS
+        return defaults.get(name, (getattr(TrainOptions, name),))
+
+    def values(self, name: str) -> tuple[Any, ...]:
+        """The values of an axis, by the name that the option has in TrainOptions."""
+        return getattr(self, PLURAL.get(name, name))
 
     @property
     def folder(self) -> Path:
@@ -159,8 +160,7 @@ class AblateOptions(Grid):
     @property
     def axes(self) -> list[str]:
         """The options with several values, but scheme, depth and seed."""
-        several = [name for name in AXES if len(getattr(self, PLURAL.get(name, name))) > 1]
-        return [name for name in several if name not in ("scheme", "depth", "seed")]
+        return [name for name in AXES if len(self.values(name)) > 1 and name not in ("scheme", "depth", "seed")]
 
     @property
     def command(self) -> str:
@@ -198,7 +198,7 @@ def cells_of(options: AblateOptions) -> list[Cell]:
     cells: dict[str, Cell] = {}
     shapes = set()
     shared = {each.name: getattr(options, each.name) for each in fields(TrainOptions) if hasattr(options, each.name)}
-    for values in product(*(getattr(options, PLURAL.get(name, name)) for name in AXES)):
+    for values in product(*map(options.values, AXES)):
         given = shared | dict(zip(AXES, values, strict=True))
         one = TrainOptions(**given | {"output_dir": None, "resume": "auto"})
         one = spell_out(replace(one, **dict.fromkeys(_unfit(options, one.model))))
@@ -218,9 +218,7 @@ def _unfit(options: AblateOptions, model: str) -> list[str]:
 
     strange = ModelOptions().arguments.keys() - arguments_of(model).keys()
     strange |= {"kernel_size"} if model != "transformer" else set()
-    return [
-        name for name in DEFAULTS if name in strange and isinstance(getattr(options, PLURAL.get(name, name)), Usual)
-    ]
+    return [name for name in DEFAULTS if name in strange and isinstance(options.values(name), Usual)]
 
 
 def _name(options: TrainOptions, threads: int) -> str:

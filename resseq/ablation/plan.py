@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from resseq.ablation.cell import Cell, read_record
-from resseq.ablation.grid import AXES, PLURAL, AblateOptions, cells_of
+from resseq.ablation.grid import PLURAL, AblateOptions, cells_of
 from resseq.ablation.runner import batches_of, prepare_corpora, workers_of
 from resseq.data.corpus import data_options
 from resseq.options import ModelOptions, TrainOptions
@@ -25,7 +25,9 @@ def plan(options: AblateOptions) -> str:
     left = [cell for cell in cells if read_record(cell) is None]
     corpora = prepare_corpora(cells)
     shapes: dict[tuple[Any, ...], tuple[int, float]] = {}
-    lines, waiting = _axes(options), [0.0]  # seconds of each cell that is not done
+    axes = ("scheme", "depth", "seed", *options.axes)
+    lines = [f"{PLURAL.get(name, name)}: {' '.join(map(str, options.values(name)))}" for name in axes]
+    waiting = [0.0]  # seconds of each cell that is not done
     for cell in cells:
         corpus = corpora[data_options(cell.options)]
         shape = _shape(cell.options)
@@ -43,16 +45,6 @@ def plan(options: AblateOptions) -> str:
         f"about {max(seconds / 60, 0.1) if left else 0:.1f} minutes"
     )
     return "\n".join(lines)
-
-
-def _axes(options: AblateOptions) -> list[str]:
-    """A line for each option that has several values, and for scheme, depth and seed."""
-    lines = []
-    for name in AXES:
-        values = getattr(options, PLURAL.get(name, name))
-        if len(values) > 1 or name in ("scheme", "depth", "seed"):
-            lines.append(f"{PLURAL.get(name, name)}: {' '.join(map(str, values))}")
-    return lines
 
 
 def _shape(options: TrainOptions) -> tuple[Any, ...]:
