@@ -12,6 +12,7 @@ from resseq.options import ModelOptions, check_values, flag_of, from_python
 from resseq.pretrained import HUB
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from resseq.diagnostics import Report
@@ -118,7 +119,7 @@ def _trained(run: str, options: InspectOptions) -> "Report":
         return measure(loaded.logits_of(batches)).accuracy
 
     batch = examples.collate([examples[i] for i in range(min(BATCH, len(chosen)))])
-    report = _inspect_batch(loaded.model, {name: value.to(loaded.device) for name, value in batch.items()})
+    report = _inspect_batch(loaded.model, batch, loaded.device)
     report += diagnostics.lesion_curve(loaded.model, accuracy)
     report.step = json.loads((loaded.folder / "result.json").read_text())["validation"]["step"]
     return report
@@ -145,18 +146,14 @@ def _fresh(options: InspectOptions) -> "Report":
         labels = torch.randint(FRESH["num_classes"], (BATCH,), device=device)
         batch = {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool), "labels": labels}
     make_ready(model, batch, device)
-    return _inspect_batch(model, batch)
+    return _inspect_batch(model, batch, device)
 
 
-def _inspect_batch(model: "nn.Module", batch: dict[str, "Tensor"]) -> "Report":
+def _inspect_batch(model: "nn.Module", batch: dict[str, "Tensor"], device: "torch.device") -> "Report":
     from torch.nn.functional import cross_entropy
 
     from resseq import diagnostics
+    from resseq.training.metrics import on_device
 
-    labels = batch.pop("labels")
-
-    def loss(logits: "Tensor") -> "Tensor":
-        return cross_entropy(logits, labels)
-
-    keywords: dict[str, Any] = dict(batch)
-    return diagnostics.inspect(model, loss=loss, **keywords)
+    inputs, labels = on_device(batch, device)
+    return diagnostics.inspect(model, loss=lambda logits: cross_entropy(logits, labels), **inputs)
