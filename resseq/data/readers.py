@@ -39,6 +39,7 @@ class TextReader:
     name: ClassVar = "tokenizer"
     inputs: ClassVar = "texts"
     separator: ClassVar = SEPARATOR
+    pairs: ClassVar = False
     options: ClassVar = TextOptions
     load_data: ClassVar = staticmethod(load_text)
 
@@ -78,7 +79,7 @@ class TextReader:
         ]
 
     def encode(self, inputs: Sequence[str], labels: Sequence[int] | None = None) -> Tokens:
-        return encode(self.tokenizer, inputs, labels, self.max_length)
+        return encode(self.tokenizer, inputs, labels, self.max_length, self.pairs)
 
     def linear(self, train: Tokens, test: Tokens, classes: int) -> dict[str, float]:
         """Test accuracy of a linear model, by its name."""
@@ -90,10 +91,8 @@ class PairReader(TextReader):
     """From pairs of texts, written with a tab between, to token ids."""
 
     separator: ClassVar = "\t"
+    pairs: ClassVar = True
     load_data: ClassVar = staticmethod(partial(load_text, pairs=True))
-
-    def encode(self, inputs: Sequence[str], labels: Sequence[int] | None = None) -> Tokens:
-        return encode(self.tokenizer, inputs, labels, self.max_length, pairs=True)
 
 
 @dataclass(frozen=True)
