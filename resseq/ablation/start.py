@@ -27,7 +27,7 @@ def first_batches(options: TrainOptions, corpus: "Corpus", count: int = 1) -> li
     return [train.collate([train[i] for i in batch]) for batch in list(sampler)[:count]]
 
 
-def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float | None]:
+def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float]:
     """Measure the first batch on a model like the one that is to be trained, and leave no trace in the generator.
 
     Returns:
@@ -35,7 +35,6 @@ def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float | 
         gradient_norm_first, gradient_norm_last: ``‖∂loss/∂θ‖`` over the parameters of the first and of the last
             residual's sublayer;
         stream_growth: root mean square of the stream after the last residual over that before the first.
-        None in place of a number that is not finite.
     """
     device = choose_device(options.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -55,13 +54,12 @@ def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float | 
             weights = corpus.class_weights(options)
             loss = summed_loss(logits, labels, options.label_smoothing_factor, weights) / len(labels)
         loss.backward()
-    measured = {
+    return {
         "saved_bytes": sum(saved.values()),
         "gradient_norm_first": _gradient_norm(first.sublayer),
         "gradient_norm_last": _gradient_norm(last.sublayer),
         "stream_growth": sizes["after"] / sizes["before"] if sizes["before"] else math.inf,
     }
-    return {name: value if math.isfinite(value) else None for name, value in measured.items()}
 
 
 def _gradient_norm(sublayer: Any) -> float:
