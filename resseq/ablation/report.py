@@ -123,15 +123,13 @@ def _result(rows: list[Row], unit: str = "") -> str:
 
 def _grid(findings: Findings) -> list[list[str]]:
     """Schemes down, depths across."""
+
+    def cell(line: str, depth: int) -> str:
+        rows = findings.chosen(line, depth)
+        return f"{_result(rows)}{_brackets(findings, rows)}"
+
     head = ["scheme", *map(layers, findings.depths)]
-    cells = [f"{_result(rows)}{_brackets(findings, rows)}" for rows in _cells(findings)]
-    across = len(findings.depths)
-    return [head, *([line, *cells[i * across : (i + 1) * across]] for i, line in enumerate(findings.lines))]
-
-
-def _cells(findings: Findings) -> list[list[Row]]:
-    """The rows behind each cell of the grid."""
-    return [findings.chosen(line, depth) for line in findings.lines for depth in findings.depths]
+    return [head, *([line, *(cell(line, depth) for depth in findings.depths)] for line in findings.lines)]
 
 
 def _brackets(findings: Findings, rows: list[Row]) -> str:
@@ -143,12 +141,13 @@ def _brackets(findings: Findings, rows: list[Row]) -> str:
 
 def _legend(findings: Findings) -> str:
     """How to read the grid's numbers."""
+    cells = [findings.chosen(line, depth) for line in findings.lines for depth in findings.depths]
     words = ["Test accuracy in %"]
     if len({row["seed"] for row in findings.rows}) > 1:
         words.append("mean ± standard deviation over the seeds that have one")
-    if any(_brackets(findings, cell) for cell in _cells(findings)):
+    if any(_brackets(findings, cell) for cell in cells):
         words.append(f"with the {_choice(findings)} for each scheme and depth, in brackets")
-    seen = {row["status"] for cell in _cells(findings) for row in cell}
+    seen = {row["status"] for cell in cells for row in cell}
     return " ".join([", ".join(words) + ".", *(text for status, text in FAULTS.items() if status in seen)])
 
 
