@@ -305,15 +305,11 @@ class FromHistory(Connection):
 
     def write(self, stream: Sources, y: Tensor, carry: None) -> Sources:
         complete, current = stream
-        y = output_like(complete[0], self.finish(y))
+        y, first = self.finish(y), complete[0]
+        require_one_shape(first, y)
+        y = y.to(first.dtype)
         current = y if current is None else current + y
         return Sources((*complete, current)) if self.ends_block else Sources(complete, current)
-
-
-def output_like(x: Tensor, y: Tensor) -> Tensor:
-    """A branch's output with the dtype of the stack's input, whose shape it must have."""
-    require_one_shape(x, y)
-    return y.to(x.dtype)
 
 
 class SideBySide(nn.Module):
