@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resseq.diagnostics.blocks import stream_through
 from resseq.diagnostics.signal import OUTPUT, Row
+from resseq.merges import at_least_float32
 
 
 class Gradients:
@@ -59,7 +60,7 @@ class Gradients:
             stream.register_hook(partial(self._reduce, len(self.names)))
 
     def _reduce(self, depth: int, gradient: Tensor) -> None:
-        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        gradient = at_least_float32(gradient)
         self.norms[depth] = gradient.norm()
         if depth == len(self.names):
             self.end = gradient

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from resseq.diagnostics.report import Report
 
 COLOURS = ("#2f6690", "#c8553d", "#5b8e7d", "#8d6a9f", "#b08900", "#6b7280")
-STREAM = {"stream_rms": "stream", "token_spread": "stream", "gradient_norm": "stream"}  # no single block's statistics
+STREAM = {"stream_rms", "token_spread", "gradient_norm"}  # no single block's statistics
 Panel = tuple[str, str, tuple[str, ...]]  # title, what the axis shows, statistics
 PICTURES: dict[str, list[Panel]] = {
     "signal": [
@@ -90,6 +90,6 @@ def _lines(report: "Report", statistics: tuple[str, ...]) -> dict[str, list[Any]
     lines: dict[str, list[Any]] = {}
     for depth, module, statistic, value in report.rows:
         if statistic in statistics:
-            label = STREAM.get(statistic) or report.kinds[module]
+            label = "stream" if statistic in STREAM else report.kinds[module]
             lines.setdefault(label, []).append((depth, value))
     return {label: sorted(points) for label, points in lines.items()}

@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from resseq.connections import OneStream
 from resseq.diagnostics.blocks import channels_first, stream_through, uncompiled
-from resseq.merges import add
+from resseq.merges import add, at_least_float32
 from resseq.residual import Residual
 
 Row = tuple[int, str, str, Tensor]  # depth, module, statistic, value: a tensor on its device, so that nothing waits
@@ -155,7 +155,7 @@ class Signal:
 
 def _features(x: Tensor, first: bool) -> Tensor:
     """In float32 at least, the features last."""
-    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    x = at_least_float32(x.detach())
     return x.movedim(1, -1) if first and x.ndim > 2 else x
 
 
