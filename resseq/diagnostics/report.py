@@ -110,6 +110,11 @@ class Report:
         return file
 
 
+def _extremes(series: dict[int, float]) -> tuple[int, int]:
+    """The depths of the least and of the greatest value."""
+    return min(series, key=series.__getitem__), max(series, key=series.__getitem__)
+
+
 def _on_gradient(report: Report) -> list[str]:
     norms, gains = report.series("gradient_norm"), report.series("gradient_gain")
     if not gains:
@@ -131,7 +136,7 @@ def _on_stream(report: Report) -> list[str]:
     first, last = min(rms), max(rms)
     sentence = f"Stream: its root mean square goes from {rms[first]:.3g} at depth {first} to {rms[last]:.3g} at {last}."
     if branch:
-        most, least = max(branch, key=branch.__getitem__), min(branch, key=branch.__getitem__)
+        least, most = _extremes(branch)
         sentence += (
             f" A branch is {branch[least]:.3g} (depth {least}) to {branch[most]:.3g} (depth {most}) of the stream that "
             f"its block reads."
@@ -145,7 +150,7 @@ def _on_branches(report: Report) -> list[str]:
     rms = report.series("branch_rms")
     if not rms or report.series("stream_rms"):
         return []
-    most, least = max(rms, key=rms.__getitem__), min(rms, key=rms.__getitem__)
+    least, most = _extremes(rms)
     return [
         f"Stream: several tensors, of which nothing is measured. A branch's root mean square is {rms[least]:.3g} "
         f"(block {least}) to {rms[most]:.3g} (block {most})."
@@ -165,7 +170,7 @@ def _on_influence(report: Report) -> list[str]:
     influence = report.series("block_influence")
     if len(influence) < 2:
         return []
-    most, least = max(influence, key=influence.__getitem__), min(influence, key=influence.__getitem__)
+    least, most = _extremes(influence)
     if influence[most] < 1e-6:  # rounding
         return ["Influence: no block turns the stream."]
     return [
@@ -178,14 +183,14 @@ def _on_inside(report: Report) -> list[str]:
     entropy, dead = report.series("attention_entropy"), report.series("dead_units")
     said = []
     if entropy:
-        low, high = min(entropy, key=entropy.__getitem__), max(entropy, key=entropy.__getitem__)
+        low, high = _extremes(entropy)
         said.append(
             f"Attention: its entropy is {entropy[low]:.3g} nats (block {low}) to {entropy[high]:.3g} (block {high}), "
             f"as if attention were spread evenly over {math.exp(entropy[low]):.3g} to {math.exp(entropy[high]):.3g} "
             f"positions."
         )
     if dead:
-        most = max(dead, key=dead.__getitem__)
+        _, most = _extremes(dead)
         said.append(f"Dead units: {dead[most]:.1%} of those behind a ReLU at most (block {most}), in this batch.")
     return said
 
@@ -194,7 +199,7 @@ def _on_lesions(report: Report) -> list[str]:
     drops = report.series("lesion_drop")
     if not drops:
         return []
-    most = max(drops, key=drops.__getitem__)
+    _, most = _extremes(drops)
     harmless = sum(drop <= 0.01 + 1e-9 for drop in drops.values())  # 0.85 - 0.84 is a little more than 0.01
     dearest = f"; the most costly is block {most} ({drops[most]:.3g})" if drops[most] > 0 else ""
     return [f"Lesions: deleting a single block costs at most 0.01 for {harmless} of {len(drops)} blocks{dearest}."]
