@@ -3,8 +3,8 @@
 import copy
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import Any
@@ -151,6 +151,20 @@ def stream_through(
         return None
     name = type(block).__name__
     return stream_of((args, kwargs), name), stream_of(output, name)
+
+
+@contextmanager
+def replaced(module: nn.Module, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Until the context ends, a module has these in the place of its own methods and functions."""
+    own = vars(module)  # before the class's own methods, and beside nn.Module's bookkeeping
+    before = {name: own[name] for name in methods if name in own}
+    own.update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            del own[name]
+        own.update(before)
 
 
 def uncompiled() -> AbstractContextManager[Any]:

@@ -1,14 +1,14 @@
 """Lesions: blocks taken out or put into another order while a trained network is tested."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from resseq.connections import OneStream
-from resseq.diagnostics.blocks import Blocks, find_blocks, kind_of, replace_first, stream_of, uncompiled
+from resseq.diagnostics.blocks import Blocks, find_blocks, kind_of, replace_first, replaced, stream_of, uncompiled
 from resseq.diagnostics.report import Report
 from resseq.residual import Residual
 
@@ -98,19 +98,11 @@ def _form(block: nn.Module) -> Any:
     return shapes, getattr(block.connection, "ends_block", None)
 
 
-@contextmanager
-def _deleted(block: nn.Module) -> Iterator[None]:
+def _deleted(block: nn.Module) -> AbstractContextManager[Any]:
     connection = block.connection if isinstance(block, Residual) else None
-    handed_on = connection is None or (isinstance(connection, OneStream) and connection.shortcut is None)
-    if not handed_on:
-        vars(connection)["finish"] = torch.zeros_like  # the branch is 0
-        try:
-            yield
-        finally:
-            del vars(connection)["finish"]
-    else:
-        with block.register_forward_hook(_hand_on, with_kwargs=True):
-            yield
+    if connection is None or (isinstance(connection, OneStream) and connection.shortcut is None):
+        return block.register_forward_hook(_hand_on, with_kwargs=True)
+    return replaced(connection, finish=torch.zeros_like)  # the branch is 0
 
 
 class Reshaped(ValueError):

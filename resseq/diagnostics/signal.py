@@ -1,7 +1,7 @@
 """The forward signal: what each block makes of the stream."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from resseq.connections import OneStream
-from resseq.diagnostics.blocks import channels_first, stream_through, uncompiled
+from resseq.diagnostics.blocks import channels_first, replaced, stream_through, uncompiled
 from resseq.merges import add, at_least_float32
 from resseq.residual import Residual
 
@@ -159,8 +159,9 @@ def _features(x: Tensor, first: bool) -> Tensor:
     return x.movedim(1, -1) if first and x.ndim > 2 else x
 
 
-@contextmanager
-def tapped(residual: Residual, branches: dict[nn.Module, Tensor], skips: dict[nn.Module, Tensor]) -> Iterator[None]:
+def tapped(
+    residual: Residual, branches: dict[nn.Module, Tensor], skips: dict[nn.Module, Tensor]
+) -> AbstractContextManager[None]:
     """Note what the branch and, in a sum, the shortcut of a Residual add to the stream, whenever it runs."""
     connection = residual.connection
     finish: Callable[..., Tensor] = connection.finish
@@ -173,14 +174,5 @@ def tapped(residual: Residual, branches: dict[nn.Module, Tensor], skips: dict[nn
         skips[residual] = skip
         return add(skip, y)
 
-    own = vars(connection)  # before the class's own methods, and beside nn.Module's bookkeeping
-    sums = own.get("merge") is add
-    own["finish"] = tap
-    if sums:
-        own["merge"] = tap_sum
-    try:
-        yield
-    finally:
-        del own["finish"]
-        if sums:
-            own["merge"] = add
+    sums = getattr(connection, "merge", None) is add
+    return replaced(connection, finish=tap, **({"merge": tap_sum} if sums else {}))
