@@ -54,19 +54,17 @@ class InspectOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         check_values(self)
-        unused = OF_DATA if self.run is None else {field.name for field in fields(ModelOptions)}
-        for field in fields(self):
-            value, flag = getattr(self, field.name), flag_of(field.name)
-            if field.name not in unused or value == field.default:
-                continue
-            if self.run is None:
+        for name in (field.name for field in fields(self) if getattr(self, field.name) != field.default):
+            value, flag = getattr(self, name), flag_of(name)
+            if self.run is None and name in OF_DATA:
                 raise ValueError(
                     f"inspect: only a trained run reads data; got {flag} {value} without a run. Give the run folder."
                 )
-            raise ValueError(
-                f"inspect: a trained run already fixes its model; got {self.run} with {flag} {value}. "
-                f"Leave out {flag}, or leave out the run."
-            )
+            if self.run is not None and name in ModelOptions.__dataclass_fields__:
+                raise ValueError(
+                    f"inspect: a trained run already fixes its model; got {self.run} with {flag} {value}. "
+                    f"Leave out {flag}, or leave out the run."
+                )
 
     @property
     def folder(self) -> Path:
