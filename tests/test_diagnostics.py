@@ -12,8 +12,9 @@ from torch import nn
 from resseq import SCHEMES, Residual, Stack, TextConvNet, TextTransformer, TransformerEncoder, diagnostics
 from resseq.connections import OneStream
 from resseq.diagnostics import amplification, autocorrelation, gradients_between, inspect, lesion, lesion_curve
-from resseq.diagnostics.blocks import find_blocks, replace_first
+from resseq.diagnostics.blocks import find_blocks
 from resseq.diagnostics.report import Report
+from resseq.diagnostics.stream import replace_first
 
 MASK = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] * 5 + [False]])
 IDS = torch.randint(1, 20, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -224,6 +225,125 @@ def test_padding_does_not_count():
         assert values(short, statistic) == pytest.approx(values(long, statistic), rel=1e-9), statistic
 
 
+def test_padding_does_not_count_where_the_length_is_halved():
+    """Its blocks keep every second place, and so does the mask."""
+    torch.manual_seed(0)
+    model = TextConvNet.vdcnn(3, depth=9, vocab_size=20, shortcut="pad").double().eval()
+    ids = torch.randint(1, 20, (2, 40))
+    mask = torch.arange(40) < torch.tensor([[40], [23]])
+    reports = [inspect(model, F.pad(ids, (0, more)), F.pad(mask, (0, more))) for more in (0, 24)]
+    for statistic in ("stream_rms", "branch_rms", "token_spread", "dead_units", "gradient_norm"):
+        short, long = (values(report, statistic) for report in reports)
+        assert short == pytest.approx(long, rel=1e-9), statistic
+
+
+def torchs_encoder(**options):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, **options)
+    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).double()
+
+
+def test_the_masks_of_torchs_own_model():
+    """As many texts as places: who sees whom is no padding, whose mask says True = padding."""
+    model, x = torchs_encoder(batch_first=True), torch.randn(6, 6, 8, dtype=torch.double)
+    padding = torch.arange(6) >= torch.tensor([[6], [5], [4], [3], [2], [1]])
+    causal = nn.Transformer.generate_square_subsequent_mask(6, dtype=torch.double)
+    assert values(inspect(model, x, mask=causal), "stream_rms")[0] == pytest.approx(x.square().mean().sqrt())
+    found = inspect(model, x, src_key_padding_mask=padding)
+    assert values(found, "stream_rms")[0] == pytest.approx(x[~padding].square().mean().sqrt())
+
+
+def test_samples_that_stand_second():
+    """batch_first=False, torch's default."""
+    model, x = torchs_encoder(), torch.randn(5, 3, 8, dtype=torch.double)
+    swapped = torchs_encoder(batch_first=True)
+    swapped.load_state_dict(model.state_dict())
+    padding = torch.arange(5) >= torch.tensor([[5], [4], [2]])
+    found = inspect(model, x, src_key_padding_mask=padding)
+    right = inspect(swapped, x.transpose(0, 1), src_key_padding_mask=padding)
+    for statistic in ("stream_rms", "token_spread", "block_influence", "dead_units"):
+        assert values(found, statistic) == pytest.approx(values(right, statistic)), statistic
+
+
+class SqueezeExcite(nn.Module):
+    """A block of convolutions with a linear map inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return x + y * self.gate(y.mean((2, 3))).sigmoid()[..., None, None]
+
+
+def test_features_of_convolutions_beside_a_linear_map():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(SqueezeExcite(), SqueezeExcite()), torch.randn(2, 8, 5, 4)
+    cosine = F.cosine_similarity(x, model[0](x), dim=1).mean().item()
+    assert values(inspect(model, x), "block_influence")[0] == pytest.approx(1 - cosine, rel=1e-5)
+    model, x = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()), torch.randn(2, 3, 8, 7)
+    cosine = F.cosine_similarity(model[0](x), model(x), dim=1).mean().item()  # a block without weights
+    assert inspect(model, x, blocks="*").series("block_influence")[1] == pytest.approx(1 - cosine, rel=1e-5)
+
+
+class InPlace(nn.Module):
+    """A block that writes into what it reads."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.bias, self.inplace = nn.Parameter(torch.randn(8)), inplace
+
+    def forward(self, x):
+        return x.add_(self.bias) if self.inplace else x + self.bias
+
+
+@pytest.mark.parametrize("build", [InPlace, lambda inplace: nn.Sequential(nn.ReLU(inplace), nn.Linear(8, 8))])
+def test_blocks_that_write_into_the_stream(build):
+    """They are seen as they are without."""
+    nets = []
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        blocks = nn.Sequential(*(build(inplace) for _ in range(3)))
+        nets.append(nn.Sequential(nn.Linear(8, 8), blocks, nn.ReLU(inplace), nn.Linear(8, 2)))
+    x = torch.randn(5, 8)
+    found, right = (inspect(net, x, blocks="1.*") for net in nets)
+    assert [row[:3] for row in found.rows] == [row[:3] for row in right.rows]
+    assert [row[3] for row in found.rows] == pytest.approx([row[3] for row in right.rows])
+
+    def without(net):
+        with torch.no_grad(), lesion(net, blocks="1.*", delete=1):
+            return net(x)
+
+    torch.testing.assert_close(*map(without, nets))
+    assert not torch.allclose(without(nets[0]), nets[0](x))
+    first = inspect(nets[0][1], x)  # the data itself is written into
+    assert values(first, "gradient_norm") == pytest.approx(values(inspect(nets[1][1], x), "gradient_norm"))
+
+
+def test_a_stream_near_zero_has_a_direction_too():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3))), torch.randn(5, 4)
+    large, small = (values(inspect(model, scale * x), "block_influence") for scale in (1.0, 1e-12))
+    assert small == pytest.approx(large, rel=1e-4)
+
+
+def test_a_text_of_padding_alone_spoils_no_number():
+    mask = MASK.clone()
+    mask[1] = False
+    assert all(math.isfinite(value) for value in values(inspect(text_transformer(), IDS, mask=mask), "token_spread"))
+
+
+def test_inputs_by_name_count_like_those_by_place():
+    model, x = torch_encoder(), torch.randn(3, 6, 16, requires_grad=True)
+    by_place, by_name = inspect(model, x), inspect(model, src=x)
+    assert by_place.rows == by_name.rows
+    assert len(values(by_name, "gradient_norm")) == 5
+    assert (x.grad, x._backward_hooks) == (None, None), "the caller's tensor stays as it was"
+    placed, named = inspect(text_transformer(), IDS, MASK), inspect(text_transformer(), IDS, mask=MASK)
+    assert placed.rows == named.rows
+
+
 def test_features_of_convolutions_stand_first():
     blocks = [nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(3)]
     model, x = Stack(blocks, dim=4, scheme="residual", channel_dim=1), torch.randn(2, 4, 9)
@@ -290,8 +410,9 @@ def test_bfloat16_and_a_frozen_model():
         report = inspect(text_transformer("pre"), IDS, mask=MASK)
     assert len(values(report, "gradient_norm")) == 7
     frozen = text_transformer("pre").requires_grad_(False)
-    report = inspect(frozen, IDS, mask=MASK)
-    assert (len(values(report, "stream_rms")), values(report, "gradient_norm")) == (7, [])
+    report, learning = inspect(frozen, IDS, mask=MASK), inspect(text_transformer("pre"), IDS, mask=MASK)
+    assert values(report, "gradient_norm") == pytest.approx(values(learning, "gradient_norm"))
+    assert not report.series("block_gradient_norm")
 
 
 def test_a_model_may_name_its_own_loss():
@@ -370,6 +491,30 @@ def test_the_entropy_of_attention_is_that_of_the_weights_written_out():
     assert found[0] == pytest.approx(sum(total) / len(total), rel=1e-4)
 
 
+class ByHand(nn.Module):
+    """Attention written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.maps(x).chunk(3, -1))
+        return x + (F.softmax(q @ k.mT, dim=-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_the_entropy_of_attention_by_hand():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(ByHand(), ByHand()), torch.randn(2, 5, 8)
+    q, k, _ = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in model[0].maps(x).chunk(3, -1))
+    entropy = torch.special.entr((q @ k.mT).softmax(-1)).sum(-1).mean().item()
+    assert values(inspect(model, x), "attention_entropy")[0] == pytest.approx(entropy, rel=1e-5)
+    torch.manual_seed(0)
+    training = text_transformer("pre", attention_dropout=0.1).train()  # its own attention, on a CPU
+    found, right = (inspect(each, IDS, mask=MASK) for each in (training, text_transformer("pre")))
+    assert values(found, "attention_entropy")[0] == pytest.approx(values(right, "attention_entropy")[0], rel=1e-5)
+
+
 def test_attention_that_sees_all_alike_has_the_entropy_of_their_number():
     model = text_transformer("post")
     for residual in model.encoder.residuals[::2]:
@@ -431,6 +576,8 @@ def test_the_shortcuts_factors_multiply():
     assert values(report, "skip_product") == [1] * 6
     assert not any("Shortcuts" in sentence for sentence in report.verdict)
     assert values(inspect(text_transformer("highway"), IDS), "skip_product") == []
+    wider = Residual(nn.Linear(4, 8), shortcut=lambda x: F.pad(x, (0, 4)))  # keeps ‖x‖, but not its mean square
+    assert values(inspect(nn.Sequential(wider), torch.randn(2, 4)), "skip_gain") == pytest.approx([1])
 
 
 # every scheme
@@ -562,6 +709,17 @@ def test_a_parameter_that_blocks_share_counts_in_each():
     assert norms[2] == norms[3] > 0
 
 
+def test_a_parameter_that_stands_twice_in_a_block_counts_once():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)) for _ in range(2))), IDS
+    for block in model:
+        block[2].weight = block[0].weight
+    x = torch.randn(5, 4)
+    found = values(inspect(model, x, blocks="*", loss=lambda out: out.square().sum()), "block_gradient_norm")
+    model(x).square().sum().backward()
+    assert found == pytest.approx([math.hypot(*(p.grad.norm() for p in block.parameters())) for block in model])
+
+
 def test_a_model_is_a_module():
     with pytest.raises(ValueError, match=r"the model is an nn.Module; got str. Build it first, or let resseq.inspect"):
         inspect("post", torch.randn(2, 4))
@@ -597,6 +755,23 @@ def test_coordinate_check_is_what_training_by_hand_gives(scheme):
         rows = frame[(frame["statistic"] == "update_weight_ratio") & (frame["step"] == step) & (frame["depth"] == 3)]
         assert rows["value"].item() == pytest.approx((moved.norm() / old.norm()).item(), rel=1e-4)
     assert set(frame[frame["statistic"] == "stream_size"]["step"]) == {0, 1, 2}
+
+
+def test_coordinate_check_takes_the_steps_of_the_scheme():
+    """ProRes: the first step's factor is 1/1000, not 0, by which no branch would learn."""
+    model = text_transformer("prores")
+    loss = lambda out: out.square().sum()  # noqa: E731
+    frame = diagnostics.coordinate_check(model, IDS, steps=2, loss=loss)
+    model.encoder.set_step(1)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = model.encoder.residuals[1].sublayer.out.weight.detach().clone()
+    loss(model.eval()(IDS)).backward()
+    optimizer.step()
+    moved = (model.encoder.residuals[1].sublayer.out.weight - before).norm() / before.norm()
+    ratio = frame.query("step == 0 and depth == 1 and statistic == 'update_weight_ratio'")["value"].item()
+    assert moved > 1e-3
+    assert ratio == pytest.approx(moved.item(), rel=0.5)
 
 
 def test_coordinate_check_takes_the_learning_rates_of_the_scheme():
@@ -781,6 +956,79 @@ def test_lesion_curve():
         assert report.series("lesion_drop")[i] == measure(model) - report.series("lesioned")[i]
 
 
+def test_a_lone_residual_is_taken_out_and_put_back():
+    torch.manual_seed(0)
+    model, x = Residual(nn.Linear(4, 4), pre=nn.LayerNorm(4)), torch.randn(2, 4)
+    with lesion(model, delete=0):
+        assert torch.equal(model(x), x)
+    assert set(dict(model.named_children())) == {"sublayer", "connection"}
+    model.eval()
+    found = inspect(model, x)
+    assert set(found.frame[found.frame["statistic"] == "weight_norm"]["module"]) == {
+        path for path, _ in model.named_parameters()
+    }
+
+
+class Backwards(nn.Module):
+    """Its layers run from the last to the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Residual(nn.Linear(4, 4)) for _ in range(4))
+
+    def forward(self, x):
+        for layer in list(self.layers)[:0:-1]:
+            x = layer(x)
+        return x
+
+
+def test_depth_is_the_order_in_which_blocks_run():
+    torch.manual_seed(0)
+    model, x = Backwards(), torch.randn(2, 4)
+    report = inspect(model, x) + lesion_curve(model, lambda model: model(x).sum().item())
+    ran = {depth: f"layers.{3 - depth}" for depth in range(3)} | {3: "output"}
+    blocks = report.frame[report.frame["module"].isin([*report.kinds, "output"])]
+    assert set(blocks[["depth", "module"]].itertuples(index=False, name=None)) == set(ran.items())
+    assert {"skip_product", "lesion_drop"} <= set(blocks["statistic"])
+    steps = diagnostics.coordinate_check(model, x, steps=1)
+    assert set(steps[["depth", "module"]].itertuples(index=False, name=None)) == set(ran.items())
+
+
+def test_a_block_that_runs_several_times_is_found():
+    block = nn.Linear(4, 4)
+    assert find_blocks(nn.Sequential(*[block] * 3)) == {"0": block}
+    assert len(values(inspect(nn.Sequential(*[block] * 3), torch.randn(2, 4)), "stream_rms")) == 4
+
+
+def test_positions_of_any_kind():
+    model, x = torch_encoder(), torch.randn(2, 5, 16)
+    with lesion(model, permute=torch.tensor([1, 0, 2, 3])), torch.no_grad():
+        permuted = model(x)
+    with lesion(model, swap=torch.arange(2).numpy()), torch.no_grad():
+        assert torch.equal(model(x), permuted)
+
+
+def test_blocks_may_be_one_or_a_dictionary():
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    assert list(find_blocks(nn.Sequential(model), model)) == ["0.a", "0.b"]
+    assert list(find_blocks(nn.Sequential(model), model["b"])) == ["0.b"]
+
+
+def test_blocks_that_do_not_run():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, batch_first=True), 2)
+    with pytest.raises(ValueError, match=r"got none that ran of layers.0.self_attn.out_proj, layers.1"):
+        inspect(encoder, torch.randn(2, 3, 8), blocks="layers.*.self_attn.out_proj")
+
+
+def test_two_residuals_with_one_connection():
+    connection, x = OneStream(), torch.randn(2, 4)
+    model = nn.Sequential(Residual(nn.Linear(4, 4), connection=connection), Residual(nn.Tanh(), connection=connection))
+    assert len(values(inspect(model, x), "branch_rms")) == 2
+    with lesion(model, delete=[0]):
+        torch.testing.assert_close(model(x), x + x.tanh())
+    assert "finish" not in vars(connection)
+
+
 def test_a_compiled_model_is_measured_as_it_was_written():
     """What dynamo has compiled runs on without a look at hooks that came later."""
     torch.manual_seed(0)
@@ -810,7 +1058,8 @@ def test_a_compiled_model_is_measured_as_it_was_written():
         ({"delete": [4]}, r"different positions from 0 to 3; got delete=\[4\]"),
         ({"delete": [-1]}, r"got delete=\[-1\]"),
         ({"swap": (1, 1)}, r"got swap=\[1, 1\]"),
-        ({"permute": [1, 0]}, r"permute names all 4 positions; got permute=\[1, 0\]"),
+        ({"swap": (0, 1, 2)}, r"swap names 2 positions; got swap=\[0, 1, 2\]"),
+        ({"permute": [1, 0]}, r"permute names 4 positions; got permute=\[1, 0\]"),
     ],
 )
 def test_a_bad_lesion(options, message):
@@ -857,6 +1106,15 @@ def test_path_gradients_are_products_of_jacobians():
     torch.testing.assert_close(total, torch.autograd.grad(model(x) @ direction, x)[0])
 
 
+def test_path_gradients_where_gradients_are_off():
+    torch.manual_seed(0)
+    model, x = Stack([nn.Linear(4, 4) for _ in range(3)], dim=4, scheme="residual"), torch.randn(2, 4)
+    on = diagnostics.path_gradients(model, x, loss=lambda out: out.square().sum())
+    with torch.no_grad():
+        off = diagnostics.path_gradients(model, x, loss=lambda out: out.square().sum())
+    assert off.equals(on)
+
+
 def test_short_paths_carry_the_gradient():
     """Veit et al. 2016, section 4.4, at the start of a pre-norm Transformer."""
     torch.manual_seed(0)
@@ -889,6 +1147,12 @@ def test_amplification_grows_faster_with_depth_in_post_norm_than_in_pre_norm():
     growth = {scheme: mean(scheme, 16) / mean(scheme, 4) for scheme in ("post", "pre")}
     assert growth["post"] > 2.5
     assert growth["pre"] < growth["post"] / 1.5
+
+
+def test_amplification_leaves_batch_statistics_as_they_are():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    amplification(model, torch.randn(8, 4))
+    assert model[1].num_batches_tracked == 0
 
 
 def test_amplification_of_one_matrix():
@@ -974,9 +1238,23 @@ def test_autocorrelation_of_noise_and_of_a_random_walk():
 # the report
 
 
+def test_numbers_that_are_not_finite(tmp_path):
+    """They are named, and nothing is said of them beside."""
+    model = Stack([nn.Linear(4, 4) for _ in range(3)], dim=4, scheme="residual")
+    report = inspect(model, torch.zeros(2, 4))
+    assert report.series("branch_ratio")[0] == math.inf
+    assert "branch / stream (first at depth 0)" in report.verdict[0]
+    assert "inf" not in " ".join(report.verdict[1:])
+    assert report.save(tmp_path).exists()
+    spoilt = inspect(model, torch.full((2, 4), torch.nan))
+    assert "stream rms (first at depth 0)" in spoilt.verdict[0]
+    assert "nan" not in " ".join(spoilt.verdict)
+    assert spoilt.save(tmp_path).exists()
+
+
 def test_the_report_is_a_folder(tmp_path):
     model = text_transformer("pre")
-    report = inspect(model, IDS, mask=MASK) + lesion_curve(model, lambda model: 0.5)
+    report = inspect(model, IDS, mask=MASK) + lesion_curve(model, lambda model: float(model(IDS).isfinite().all()))
     page = report.save(tmp_path / "out", "Mine <here>")
     assert page == tmp_path / "out" / "inspect.html"
     for name in ("signal", "gradients", "influence", "inside", "lesions"):
@@ -1044,7 +1322,8 @@ def test_stages_are_blocks_where_they_are_more_than_the_blocks_of_one():
 
 
 def test_a_hundredth_costs_a_hundredth():
-    report = Report([(0, "first", "lesion_drop", 0.85 - 0.84), (1, "second", "lesion_drop", 0.02)], {})
+    report = Report([(0, "first", "lesion_drop", 0.85 - 0.84), (1, "second", "lesion_drop", 0.02)])
+    report.kinds = {"first": "Linear", "second": "Linear"}
     assert "at most 0.01 for 1 of 2 blocks; the most costly is block 1" in report.verdict[-1]
 
 

@@ -55,8 +55,9 @@ def test_a_run_keeps_the_statistics_of_its_training(run):
     found = {row["step"]: row["inspect"] for row in rows if "inspect" in row}
     assert list(found) == list(range(0, result["steps"], 20))
     for statistics in found.values():
-        lengths = {"stream_rms": 5, "gradient_norm": 5, "branch_ratio": 4, "gradient_gain": 4, "attention_entropy": 2}
+        lengths = {"stream_rms": 5, "gradient_norm": 5, "branch_ratio": 4, "gradient_gain": 4, "attention_entropy": 3}
         assert {name: len(statistics[name]) for name in lengths} == lengths
+        assert [value is None for value in statistics["attention_entropy"]] == [False, True, False], "by depth"
 
 
 def test_a_model_is_inspected_before_it_is_trained(tmp_path, capsys):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resseq.diagnostics.blocks import stream_through
 from resseq.diagnostics.signal import OUTPUT, Row
+from resseq.diagnostics.stream import is_one_stream, replace_first, stream_of
 from resseq.merges import at_least_float32
 
 
@@ -26,7 +26,8 @@ class Gradients:
       ``weight_norm``: ‖W‖; ``block_gradient_norm``: the gradient of all parameters of a block together.
 
     The stream's gradients are reduced inside the hooks, and δ_N alone is kept; the parameters' are held until the
-    backward pass ends. No parameter's ``.grad`` changes.
+    backward pass ends. No parameter's ``.grad`` changes. A block that reads what no gradient would reach (data, or what
+    frozen layers made of it) gets a copy that one does.
 
     Source: He et al. 2016, arXiv:1603.05027, eq. 5 (the two parts).
     """
@@ -34,7 +35,7 @@ class Gradients:
     def __init__(self, blocks: dict[str, nn.Module]):
         self.blocks = blocks
         self.names: list[str] = []  # of the blocks as they ran
-        self.output: Tensor | None = None
+        self.leaves: list[Tensor] = []  # what blocks read that has no gradient of its own
         self.end: Tensor | None = None  # δ_N
         self.norms: dict[int, Tensor] = {}
         self.rows: list[Row] = []
@@ -44,38 +45,46 @@ class Gradients:
         """Hooks on the blocks; gone afterwards."""
         with ExitStack() as stack:
             for name, block in self.blocks.items():
-                hook = partial(self._see, name)
-                stack.enter_context(block.register_forward_hook(hook, with_kwargs=True))
+                stack.enter_context(block.register_forward_pre_hook(self._enter, with_kwargs=True))
+                stack.enter_context(block.register_forward_hook(partial(self._leave, name), with_kwargs=True))
             yield self
 
-    def _see(self, name: str, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        through = stream_through(block, args, kwargs, output)
-        if through is not None:
-            self._expect(through[0])
-            self.output = through[1]
-        self.names.append(name)
+    def _enter(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not is_one_stream(block, args, kwargs) or not torch.is_grad_enabled():
+            return None
+        stream = stream_of((args, kwargs), type(block).__name__)
+        if not stream.requires_grad:
+            self.leaves.append(stream.detach().requires_grad_())
+            stream = self.leaves[-1].clone()  # a block may write into it, though not into a leaf
+            args, kwargs = replace_first((args, kwargs), stream)
+        stream.register_hook(partial(self._reduce, len(self.names)))  # of the value that it has now
+        return args, kwargs
 
-    def _expect(self, stream: Tensor) -> None:
-        if stream.requires_grad:
-            stream.register_hook(partial(self._reduce, len(self.names)))
+    def _leave(self, name: str, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self.names.append(name)
+        if is_one_stream(block, args, kwargs):
+            stream = stream_of(output, type(block).__name__)
+            if stream.requires_grad:
+                stream.register_hook(partial(self._reduce_end, len(self.names)))
+
+    def _reduce_end(self, depth: int, gradient: Tensor) -> None:
+        if depth == len(self.names):  # of the last block, as it turned out
+            self.end = at_least_float32(gradient)
+            self.norms[depth] = self.end.norm()
 
     def _reduce(self, depth: int, gradient: Tensor) -> None:
         gradient = at_least_float32(gradient)
         self.norms[depth] = gradient.norm()
-        if depth == len(self.names):
-            self.end = gradient
-        elif self.end is not None and self.end.shape == gradient.shape:
+        if self.end is not None and self.end.shape == gradient.shape:
             through = (gradient - self.end).norm() / self.end.norm()
             self.rows.append((depth, self.names[depth], "gradient_through_branches", through))
 
-    def backward(self, model: nn.Module, loss: Tensor, inputs: list[Tensor]) -> None:
-        """One backward pass, from the loss to every parameter and to the inputs."""
-        if self.output is not None:
-            self._expect(self.output)
+    def backward(self, model: nn.Module, loss: Tensor) -> None:
+        """One backward pass, from the loss to every parameter and to what the blocks read."""
         # one that several blocks share, as ReZero's two of a layer do, counts in each
         named = model.named_parameters(remove_duplicate=False)
         parameters = [(path, parameter) for path, parameter in named if parameter.requires_grad]
-        sources = [*dict.fromkeys(parameter for _, parameter in parameters), *inputs]
+        sources = [*dict.fromkeys(parameter for _, parameter in parameters), *self.leaves]
         gradients = dict(zip(sources, torch.autograd.grad(loss, sources, allow_unused=True), strict=True))
         for depth, norm in sorted(self.norms.items()):
             name = self.names[depth] if depth < len(self.names) else OUTPUT
@@ -85,7 +94,7 @@ class Gradients:
         self._add_weights(parameters, gradients)
 
     def _add_weights(self, parameters: Sequence[tuple[str, Tensor]], gradients: Mapping[Tensor, Tensor | None]) -> None:
-        squares: dict[int, list[Tensor]] = {}
+        squares: dict[int, dict[Tensor, Tensor]] = {}  # a parameter that stands in two places of a block counts once
         for path, parameter in parameters:
             gradient, depth = gradients[parameter], self._depth_of(path)
             if gradient is None or depth is None:
@@ -94,10 +103,12 @@ class Gradients:
             norm = gradient.norm(dtype=wide)
             self.rows.append((depth, path, "weight_gradient_norm", norm))
             self.rows.append((depth, path, "weight_norm", parameter.detach().norm(dtype=wide)))
-            squares.setdefault(depth, []).append(norm.square())
+            squares.setdefault(depth, {})[parameter] = norm.square()
         for depth, terms in squares.items():
-            self.rows.append((depth, self.names[depth], "block_gradient_norm", torch.stack(terms).sum().sqrt()))
+            total = torch.stack([*terms.values()]).sum().sqrt()
+            self.rows.append((depth, self.names[depth], "block_gradient_norm", total))
 
     def _depth_of(self, path: str) -> int | None:
         """The depth of the block that a parameter belongs to."""
-        return next((i for i, name in enumerate(self.names) if path.startswith(f"{name}.")), None)
+        prefixes = (name and f"{name}." for name in self.names)  # the model itself may be the block
+        return next((i for i, prefix in enumerate(prefixes) if path.startswith(prefix)), None)

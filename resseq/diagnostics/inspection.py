@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resseq.diagnostics.blocks import Blocks, find_blocks, kind_of, stream_of
+from resseq.diagnostics.blocks import Blocks, find_blocks, kind_of
 from resseq.diagnostics.gradients import Gradients
 from resseq.diagnostics.operations import Operations
 from resseq.diagnostics.report import Report
 from resseq.diagnostics.signal import Row, Signal
-
-MASKS = ("mask", "attention_mask")  # the keywords by which a model is told which positions are real
+from resseq.diagnostics.stream import detached, mask_of, stream_of
 
 
 def inspect(
@@ -37,8 +36,10 @@ def inspect(
             do when they get labels, or its first tensor, if that is a scalar, or else the output's product with a
             fixed random direction: its gradients tell how depth changes them, but not how large they will be in
             training.
-        keywords: for the model. ``mask`` or ``attention_mask`` (B, L) also says which positions count.
-    Raises: ValueError for blocks that are not there.
+        inputs, keywords: for the model. Its ``mask`` or ``attention_mask`` (B, L), True = real, or the
+            ``src_key_padding_mask`` (or tgt_, or without either) of a model like torch's, also says which positions
+            count.
+    Raises: ValueError for blocks that are not there, or did not run.
 
     >>> from resseq import Stack
     >>> model = Stack([nn.Linear(8, 8) for _ in range(3)], dim=8)
@@ -47,29 +48,22 @@ def inspect(
     3
     """
     found = find_blocks(model, blocks)
-    mask = mask_of(keywords)
+    mask = mask_of(model, inputs, keywords)
     signal, operations, gradients = Signal(found, mask), Operations(found, mask), Gradients(found)
-    inputs = tuple(_leaf(value) for value in inputs)
+    inputs, keywords = detached(inputs, keywords)
     with torch.enable_grad():
         with signal.watching(), gradients.watching(), operations.watching():
             output = model(*inputs, **keywords)
+        if not signal.ran:
+            raise ValueError(
+                f"diagnostics: blocks are modules that the model calls; got none that ran of {', '.join(found)}. "
+                f"Use other blocks."
+            )
         scalar = loss_of(output, loss)
-        if scalar.requires_grad:  # nothing does in a model that is frozen
-            gradients.backward(model, scalar, [x for x in inputs if isinstance(x, Tensor) and x.requires_grad])
+        if scalar.requires_grad:  # nothing does in a model that is frozen, where the stream is several tensors
+            gradients.backward(model, scalar)
     rows = signal.rows + operations.rows + gradients.rows
     return Report(_numbers(rows), {name: kind_of(block) for name, block in found.items()})
-
-
-def mask_of(keywords: dict[str, Any]) -> Tensor | None:
-    """The mask among a model's keywords, if there is one."""
-    return next((keywords[name] for name in MASKS if isinstance(keywords.get(name), Tensor)), None)
-
-
-def _leaf(value: Any) -> Any:
-    """A floating input, so that the gradient reaches it; the caller's own tensor is left alone."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.detach().requires_grad_()
-    return value
 
 
 def loss_of(output: Any, loss: Callable[[Any], Tensor] | None) -> Tensor:

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from resseq.diagnostics.blocks import channels_first
 from resseq.diagnostics.signal import Row
+from resseq.diagnostics.stream import Layout, layouts_of
 
 # what sets units to exactly 0, by all the names that torch calls it; nn.ReLU6 is a hardtanh
 RECTIFIERS = {F.relu, F.relu_, F.relu6, F.hardtanh, F.threshold, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
 
 
 class Operations(TorchFunctionMode):
@@ -24,14 +25,15 @@ class Operations(TorchFunctionMode):
     - ``attention_entropy``: −Σ p log p of the attention weights, in nats: 0 where a query sees one position alone,
       log S where it sees all S alike. Mean over heads and queries; what is masked counts neither as query nor as key.
       Of ``F.scaled_dot_product_attention`` and ``F.multi_head_attention_forward``, hence of nn.MultiheadAttention and
-      of Hugging Face's models with sdpa; weights that a model computes by hand are not seen.
+      of Hugging Face's models with sdpa, and of a softmax over the last of four axes (B, H, L, S), by which a model
+      attends by hand.
     - ``dead_units``: share of the features behind a ReLU (or ReLU6, or threshold) that are 0 at every position of the
       batch.
 
     Attention is computed once more, in float32 and without its dropout; nothing is kept but numbers.
 
     Args:
-        mask: (B, L), True or 1 = a position that counts.
+        mask: (B, L) bool, True = a position that counts.
     """
 
     def __init__(self, blocks: dict[str, nn.Module], mask: Tensor | None = None):
@@ -40,8 +42,8 @@ class Operations(TorchFunctionMode):
         self.mask = mask
         self.rows: list[Row] = []
         self.depth = 0
-        self.inside = False  # whether a block is running
-        self.first = False  # whether its features stand along axis 1
+        self.layouts = layouts_of(blocks.values(), mask)
+        self.layout: Layout | None = None  # of the block that is running
         self.seen: dict[str, list[Tensor]] = {}
 
     @contextmanager
@@ -49,33 +51,35 @@ class Operations(TorchFunctionMode):
         """Hooks that tell which block runs; gone afterwards."""
         with ExitStack() as stack:
             for name, block in self.blocks.items():
-                enter, leave = self._bounds(name, channels_first(block))
+                enter, leave = self._bounds(name, self.layouts[block])
                 stack.enter_context(block.register_forward_pre_hook(enter))
                 stack.enter_context(block.register_forward_hook(leave))
             yield stack.enter_context(self)
 
-    def _bounds(self, name: str, first: bool) -> tuple[Callable[..., None], Callable[..., None]]:
+    def _bounds(self, name: str, layout: Layout) -> tuple[Callable[..., None], Callable[..., None]]:
         def enter(*_: Any) -> None:
-            self.inside, self.first, self.seen = True, first, {}
+            self.layout, self.seen = layout, {}
 
         def leave(*_: Any) -> None:
             rows = self.seen.items()
             self.rows += [(self.depth, name, statistic, torch.stack(values).mean()) for statistic, values in rows]
-            self.inside, self.depth = False, self.depth + 1
+            self.layout, self.depth = None, self.depth + 1
 
         return enter, leave
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if not self.inside:
+        if self.layout is None:
             return out
         with torch.no_grad():
             if func in RECTIFIERS:
-                self._see("dead_units", self._dead(out))
+                self._see("dead_units", _dead(out, self.layout))
             elif func is F.scaled_dot_product_attention:
                 with torch.autocast(out.device.type, enabled=False):
                     self._see("attention_entropy", self._entropy(attention_weights(*args, **kwargs)))
+            elif func in SOFTMAXES and out.ndim == 4 and (args[1:] or (kwargs.get("dim"),))[0] in (-1, 3):
+                self._see("attention_entropy", self._entropy(out))
             elif func is F.multi_head_attention_forward:
                 again = kwargs | {"need_weights": True, "average_attn_weights": False, "training": False}
                 self._see("attention_entropy", self._entropy(func(*args, **again)[1]))
@@ -84,19 +88,21 @@ class Operations(TorchFunctionMode):
     def _see(self, statistic: str, value: Tensor) -> None:
         self.seen.setdefault(statistic, []).append(value)
 
-    def _dead(self, out: Tensor) -> Tensor:
-        zero = (out.movedim(1, -1) if self.first and out.ndim > 2 else out) == 0
-        if self.mask is not None and zero.ndim > self.mask.ndim and zero.shape[: self.mask.ndim] == self.mask.shape:
-            padding = ~self.mask.bool()
-            zero = zero | padding.view(*padding.shape, *[1] * (zero.ndim - padding.ndim))
-        return zero.reshape(-1, zero.shape[-1]).all(0).float().mean()
-
     def _entropy(self, weights: Tensor) -> Tensor:
         """Mean over heads and real queries; weights (…, H, L, S)."""
         entropy = torch.special.entr(weights.float().nan_to_num()).sum(-1).movedim(-2, -1)  # (…, L, H)
         if self.mask is None or entropy.shape[:-1] != self.mask.shape:
             return entropy.mean()
-        return entropy[self.mask.bool()].mean()
+        return entropy[self.mask].mean()
+
+
+def _dead(out: Tensor, layout: Layout) -> Tensor:
+    """Share of the features that are 0 at every real position."""
+    zero = layout(out) == 0
+    mask = layout.real(zero.shape) if zero.ndim > 2 else None
+    if mask is not None:
+        zero = zero | ~mask.view(*mask.shape, *[1] * (zero.ndim - mask.ndim))
+    return zero.reshape(-1, zero.shape[-1]).all(0).float().mean()
 
 
 def attention_weights(

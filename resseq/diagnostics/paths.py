@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from resseq.diagnostics.blocks import Blocks, find_blocks, stream_of, uncompiled
+from resseq.diagnostics.blocks import Blocks, find_blocks, uncompiled
+from resseq.diagnostics.stream import stream_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -46,7 +47,8 @@ def path_gradients(
     from pandas import DataFrame
 
     steps, output = _steps(model, find_blocks(model, blocks), inputs, keywords)
-    (delta,) = torch.autograd.grad(loss(output), steps[-1][1], retain_graph=True)
+    with torch.enable_grad():
+        (delta,) = torch.autograd.grad(loss(output), steps[-1][1], retain_graph=True)
     draw, rows, count = random.Random(seed), [], len(steps)
     for length in range(count + 1):
         paths = comb(count, length)
@@ -111,12 +113,11 @@ def amplification(model: nn.Module, *inputs: Any, noise: float = 0.01, seed: int
     Source: Liu et al. 2020, arXiv:2004.08249, section 4.2, where it grows as N for post-norm and as log N for pre-norm.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    moved = copy.deepcopy(model)  # functional_call would leave a module that stands in two places changed
+    model = copy.deepcopy(model)  # functional_call would leave a module that stands in two places changed
     with torch.no_grad():
-        for weight in (parameter for parameter in moved.parameters() if parameter.ndim >= 2):
+        before = stream_of(model(*inputs, **keywords), "the model's output")
+        for weight in (parameter for parameter in model.parameters() if parameter.ndim >= 2):
             step = torch.randn(weight.shape, generator=generator).to(weight)
             weight += noise * weight.square().mean().sqrt() * step
-        outputs = [each(*inputs, **keywords) for each in (model, moved)]
-    before, after = (stream_of(output, "the model's output") for output in outputs)
+        after = stream_of(model(*inputs, **keywords), "the model's output")
     return (after - before).double().square().mean().item() / noise**2

@@ -1,5 +1,6 @@
 """The pictures of an inspection: each statistic against depth."""
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ PICTURES: dict[str, list[Panel]] = {
         ("Attention", "entropy (nats)", ("attention_entropy",)),
         ("Dead units", "share behind a ReLU", ("dead_units",)),
     ],
-    "lesions": [("Each block deleted", "accuracy lost", ("lesion_drop",))],
+    "lesions": [("Each block deleted", "lost without it", ("lesion_drop",))],
 }
 
 
@@ -63,7 +64,7 @@ def _draw_panel(axes: "Axes", report: "Report", title: str, unit: str, statistic
     values, places = [], set()
     for label, points in _lines(report, statistics).items():
         depths, heights = zip(*points, strict=True)
-        values += heights
+        values += filter(isfinite, heights)
         places.update(depths)
         if statistics == ("lesion_drop",):
             axes.bar(depths, heights, color=colours[label], label=label)
@@ -72,14 +73,14 @@ def _draw_panel(axes: "Axes", report: "Report", title: str, unit: str, statistic
             axes.plot(depths, heights, "o-", color=colours.get(label, INK), markersize=3.5, linewidth=1, label=label)
     if statistics == ("dead_units",):
         axes.set_ylim(-0.02, 1)
-    elif min(values) > 0 and max(values) > 10 * min(values):
+    elif values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
-    elif min(values) >= 0:
+    elif values and min(values) >= 0:
         axes.set_ylim(0, 1.08 * max(values) or 1)  # small differences look small
     axes.set(title=title, xlabel="depth (blocks)", ylabel=unit)
     if len(places) == 1:
         axes.set_xlim(min(places) - 0.5, min(places) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     clean(axes)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, fontsize=8)

@@ -60,13 +60,14 @@ class Report:
         return {depth: value for depth, _, name, value in self.rows if name == statistic}
 
     @property
-    def by_depth(self) -> dict[str, list[float]]:
-        """Each statistic of the stream and of whole blocks, in order of depth; those of single weights left out."""
-        found: dict[str, list[float]] = {}
-        for _, module, statistic, value in sorted(self.rows):
-            if module in self.kinds or module == OUTPUT:
-                found.setdefault(statistic, []).append(value)
-        return found
+    def by_depth(self) -> dict[str, list[float | None]]:
+        """Each statistic of the stream and of whole blocks, a value for each depth from 0 to the last that has one.
+
+        None where a depth has none; statistics of single weights are left out.
+        """
+        whole = {statistic for _, module, statistic, _ in self.rows if module in self.kinds or module == OUTPUT}
+        found = {statistic: self.series(statistic) for statistic in sorted(whole)}
+        return {name: [series.get(depth) for depth in range(max(series) + 1)] for name, series in found.items()}
 
     @cached_property
     def table(self) -> "DataFrame":
@@ -87,10 +88,11 @@ class Report:
     @property
     def verdict(self) -> list[str]:
         """What the numbers say, in sentences that claim no more than was measured."""
-        return [
+        finite = Report([row for row in self.rows if math.isfinite(row[-1])], self.kinds, self.step)
+        return _on_faults(self) + [
             sentence
             for say in (_on_gradient, _on_stream, _on_branches, _on_shortcuts, _on_influence, _on_inside, _on_lesions)
-            for sentence in say(self)
+            for sentence in say(finite)
         ]
 
     def save(self, folder: str | Path, title: str = "Inspection") -> Path:
@@ -115,6 +117,22 @@ def _extremes(series: dict[int, float]) -> tuple[int, int]:
     return min(series, key=series.__getitem__), max(series, key=series.__getitem__)
 
 
+def _range(series: dict[int, float], place: str) -> str:
+    """The least and the greatest value, and where they are."""
+    least, most = _extremes(series)
+    low, high = (f"{series[depth]:.3g} ({place} {depth})" for depth in (least, most))
+    return low if len(series) == 1 else f"{low} to {high}"
+
+
+def _on_faults(report: Report) -> list[str]:
+    faults = {}
+    for depth, _, statistic, value in sorted(report.rows):
+        if not math.isfinite(value) and statistic in COLUMNS:
+            faults.setdefault(statistic, depth)
+    said = [f"{COLUMNS[statistic]} (first at depth {depth})" for statistic, depth in faults.items()]
+    return [f"Not finite: {', '.join(said)}."] if said else []
+
+
 def _on_gradient(report: Report) -> list[str]:
     norms, gains = report.series("gradient_norm"), report.series("gradient_gain")
     if not gains:
@@ -136,13 +154,8 @@ def _on_stream(report: Report) -> list[str]:
     first, last = min(rms), max(rms)
     sentence = f"Stream: its root mean square goes from {rms[first]:.3g} at depth {first} to {rms[last]:.3g} at {last}."
     if branch:
-        least, most = _extremes(branch)
-        sentence += (
-            f" A branch is {branch[least]:.3g} (depth {least}) to {branch[most]:.3g} (depth {most}) of the stream that "
-            f"its block reads."
-            if branch[most]
-            else " Every branch is 0."
-        )
+        of = f" A branch is {_range(branch, 'depth')} of the stream that its block reads."
+        sentence += of if any(branch.values()) else " Every branch is 0."
     return [sentence]
 
 
@@ -150,16 +163,13 @@ def _on_branches(report: Report) -> list[str]:
     rms = report.series("branch_rms")
     if not rms or report.series("stream_rms"):
         return []
-    least, most = _extremes(rms)
-    return [
-        f"Stream: several tensors, of which nothing is measured. A branch's root mean square is {rms[least]:.3g} "
-        f"(block {least}) to {rms[most]:.3g} (block {most})."
-    ]
+    of = f"A branch's root mean square is {_range(rms, 'block')}."
+    return [f"Stream: several tensors, of which nothing is measured. {of}"]
 
 
 def _on_shortcuts(report: Report) -> list[str]:
     product = report.series("skip_product")
-    if not product or all(abs(value - 1) < 1e-6 for value in product.values()):
+    if 0 not in product or all(abs(value - 1) < 1e-6 for value in product.values()):
         return []
     return [
         f"Shortcuts: their factors multiply to {product[0]:.3g} from the first block to the last; norms not counted."
@@ -202,4 +212,6 @@ def _on_lesions(report: Report) -> list[str]:
     _, most = _extremes(drops)
     harmless = sum(drop <= 0.01 + 1e-9 for drop in drops.values())  # 0.85 - 0.84 is a little more than 0.01
     dearest = f"; the most costly is block {most} ({drops[most]:.3g})" if drops[most] > 0 else ""
-    return [f"Lesions: deleting a single block costs at most 0.01 for {harmless} of {len(drops)} blocks{dearest}."]
+    left = len(report.kinds) - len(drops)
+    of = f"{len(drops)} blocks" + (f" ({left} more cannot be deleted)" if left else "")
+    return [f"Lesions: deleting a single block costs at most 0.01 for {harmless} of {of}{dearest}."]

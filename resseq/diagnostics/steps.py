@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from resseq.diagnostics.blocks import Blocks, find_blocks
-from resseq.diagnostics.inspection import loss_of, mask_of
+from resseq.diagnostics.inspection import loss_of
 from resseq.diagnostics.signal import Signal
+from resseq.diagnostics.stream import detached, mask_of
 from resseq.stack import Stack, parameter_groups
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def coordinate_check(
       measured where the stream is several tensors: see Signal.
     - ``update_weight_ratio``: ‖W_{t+1} − W_t‖/‖W_t‖ of all parameters of a block together, at steps 0 to ``steps`` − 1.
 
-    The model itself, its gradients and torch's generators stay as they are.
+    The model itself, its gradients and torch's generators stay as they are. Schemes that warm up (branchnorm, prores)
+    begin at their first step.
 
     Source: Yang et al. 2022, arXiv:2203.03466, appendix D.1 (the coordinate check).
     Args:
@@ -54,23 +56,27 @@ def coordinate_check(
     chosen = (_adamw if optimizer is None else optimizer)(trained)
     stacks = [part for part in trained.modules() if isinstance(part, Stack)]
     devices = {parameter.get_device() for parameter in trained.parameters() if parameter.is_cuda}
+    mask = mask_of(model, inputs, keywords)
+    inputs, keywords = detached(inputs, keywords)
     rows: list[tuple[int, str, int, str, float]] = []
     with torch.random.fork_rng(devices), torch.enable_grad():
         for step in range(steps + 1):
-            with Signal(found, mask_of(keywords)).watching() as signal:
+            for stack in stacks:
+                stack.set_step(step + 1)
+            with Signal(found, mask).watching() as signal:
                 output = trained(*inputs, **keywords)
             sizes = [row for row in signal.rows if row[2] == "stream_size"]
             rows += [(depth, path, step, name, value.item()) for depth, path, name, value in sizes]
             if step < steps:
-                before = {path: _weights(block) for path, block in found.items()}
+                before = {path: _weights(found[path]) for path in dict.fromkeys(signal.ran)}
                 chosen.zero_grad()
                 loss_of(output, loss).backward()
                 chosen.step()
                 for stack in stacks:
                     stack.constrain()
-                for depth, (path, old) in enumerate(before.items()):
+                for path, old in before.items():
                     ratio = (_weights(found[path]) - old).norm() / old.norm()
-                    rows.append((depth, path, step, "update_weight_ratio", ratio.item()))
+                    rows.append((signal.ran.index(path), path, step, "update_weight_ratio", ratio.item()))
     return DataFrame(rows, columns=["depth", "module", "step", "statistic", "value"])
 
 

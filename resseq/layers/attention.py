@@ -145,7 +145,8 @@ def _attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p
         else:
             hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, least)
         hidden = hidden.expand(shape).flatten(0, 1)
-    weights = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scale).softmax(-1)
+    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scale)
+    weights = scores.view(shape).softmax(-1).flatten(0, 1)
     return rearrange(torch.bmm(dropout(weights, p), v), "(B H) L d -> B H L d", H=heads)
 
 
