@@ -101,9 +101,10 @@ class Layout:
         """x with its features last, (B, …, D)."""
         if x.ndim == 3 and self.batch_second:
             return x.transpose(0, 1)
-        if x.ndim > 2 and x.shape[1] in self.widths and not (self.has_linear and x.shape[-1] in self.widths):
-            return x.movedim(1, -1)
-        return x
+        both = (
+            x.ndim == 3 and self.has_linear and x.shape[-1] in self.widths
+        )  # a Conformer's text, as long as it is wide
+        return x.movedim(1, -1) if x.ndim > 2 and x.shape[1] in self.widths and not both else x
 
     def real(self, shape: tuple[int, ...]) -> Tensor | None:
         """The mask of positions (B, L'): where a convolutional net kept ⌈L/s⌉ of them, every s-th; None of others."""
