@@ -344,6 +344,23 @@ def test_inputs_by_name_count_like_those_by_place():
     assert placed.rows == named.rows
 
 
+class Latents(nn.Module):
+    """A stream that begins as a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.latents, self.blocks = nn.Parameter(torch.randn(3, 4)), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+    def forward(self):
+        return self.blocks(self.latents)
+
+
+def test_a_parameter_that_a_block_reads_keeps_no_hook():
+    model = Latents()
+    assert len(values(inspect(model, blocks="blocks.*"), "gradient_norm")) == 3
+    assert model.latents._backward_hooks is None
+
+
 def test_features_of_convolutions_stand_first():
     blocks = [nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(3)]
     model, x = Stack(blocks, dim=4, scheme="residual", channel_dim=1), torch.randn(2, 4, 9)

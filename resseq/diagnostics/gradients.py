@@ -27,7 +27,7 @@ class Gradients:
 
     The stream's gradients are reduced inside the hooks, and δ_N alone is kept; the parameters' are held until the
     backward pass ends. No parameter's ``.grad`` changes. A block that reads what no gradient would reach (data, or what
-    frozen layers made of it) gets a copy that one does.
+    frozen layers made of it) reads a copy that one does.
 
     Source: He et al. 2016, arXiv:1603.05027, eq. 5 (the two parts).
     """
@@ -35,7 +35,7 @@ class Gradients:
     def __init__(self, blocks: dict[str, nn.Module]):
         self.blocks = blocks
         self.names: list[str] = []  # of the blocks as they ran
-        self.leaves: list[Tensor] = []  # what blocks read that has no gradient of its own
+        self.leaves: list[Tensor] = []  # of which blocks read copies
         self.end: Tensor | None = None  # δ_N
         self.norms: dict[int, Tensor] = {}
         self.rows: list[Row] = []
@@ -53,7 +53,7 @@ class Gradients:
         if not is_one_stream(block, args, kwargs) or not torch.is_grad_enabled():
             return None
         stream = stream_of((args, kwargs), type(block).__name__)
-        if not stream.requires_grad:
+        if stream.is_leaf:  # and so has no gradient, or keeps its hooks: a parameter
             self.leaves.append(stream.detach().requires_grad_())
             stream = self.leaves[-1].clone()  # a block may write into it, though not into a leaf
             args, kwargs = replace_first((args, kwargs), stream)
