@@ -353,9 +353,12 @@ def test_a_grid_does_not_mix_cells_of_changed_data(data, tmp_path, here):
     path.write_text(Path(data).read_text())
     resseq.ablate(**small(str(path), tmp_path / "out", schemes="pre", depths=1))
     path.write_text(Path(data).read_text().replace("pear", "plum"))
-    message = "got another .*train.* in .*things.csv than the finished cells had. Restore it, or use another"
+    message = "got another .*train.* in .*things.csv than the cells there began with. Restore it, or use another"
     with pytest.raises(ValueError, match=message):
         resseq.ablate(**small(str(path), tmp_path / "out", schemes="pre", depths=(1, 2)))
+    next(tmp_path.glob("out/cells/*/cell.json")).unlink()  # as a kill leaves it that came after the result
+    with pytest.raises(ValueError, match=message):
+        resseq.ablate(**small(str(path), tmp_path / "out", schemes="pre", depths=1))
     assert starts(tmp_path / "out") == 1
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -97,7 +97,7 @@ def ablate_with(options: AblateOptions, tell: Tell = lambda line: None) -> Ablat
     left = [cell for cell in cells if cell.name not in records]
     with _stoppable(tell):
         corpora = prepare_corpora(cells)
-        _check_same_data((cell for cell in cells if cell.name in records), corpora)
+        _check_same_data(cells, corpora)
         if left:
             records |= _Sweep(left, corpora, options, tell).run()
     findings = _findings(cells, options, records)
@@ -120,14 +120,16 @@ def prepare_corpora(cells: list[Cell]) -> dict["DataOptions", "Corpus"]:
     return {data: prepare(data) for data in dict.fromkeys(data_options(cell.options) for cell in cells)}
 
 
-def _check_same_data(done: Iterable[Cell], corpora: dict["DataOptions", "Corpus"]) -> None:
-    """Raise where the cells that are done were trained on other data than is there now."""
-    for cell in done:
+def _check_same_data(cells: list[Cell], corpora: dict["DataOptions", "Corpus"]) -> None:
+    """Raise where a cell, finished or not, was begun with other data than is there now."""
+    for cell in cells:
+        if not (cell.folder / "config.json").exists():
+            continue
         corpus = corpora[data_options(cell.options)]
         if changed := changed_parts(read_config(cell.folder)["fingerprint"], corpus.fingerprint):
             raise ValueError(
                 f"ablate: all cells of a folder share their data; got another {', '.join(changed)} in "
-                f"{cell.options.data} than the finished cells had. Restore it, or use another --output-dir."
+                f"{cell.options.data} than the cells there began with. Restore it, or use another --output-dir."
             )
 
 
