@@ -9,7 +9,9 @@ import re
 import statistics
 
 import pytest
+import test_kill
 
+from resseq.ablation import pictures, report
 from resseq.ablation.report import Findings, summary, table, write_report
 
 
@@ -198,6 +200,30 @@ def test_files_hold_the_rows(tmp_path, rows):
         assert part in text
 
 
+def note_and_write(folder):
+    """Write the report in a process that notes when it began and ended."""
+
+    def noted(write, event):
+        def written(*arguments):
+            with open(folder / "notes", "a") as file:
+                file.write(f"{event}\n")
+            return write(*arguments)
+
+        return written
+
+    pictures.draw_accuracy = noted(pictures.draw_accuracy, "begin")
+    report.page = noted(report.page, "end")
+    write_report(findings([row()]), folder)
+
+
+def test_two_processes_write_the_report_in_turn(tmp_path):
+    both = [test_kill.FORK.Process(target=note_and_write, args=(tmp_path,)) for _ in range(2)]
+    for process in both:
+        process.start()
+    assert [test_kill.finish(process) for process in both] == [0, 0]
+    assert (tmp_path / "notes").read_text().split() == ["begin", "end"] * 2
+
+
 def test_the_page_stands_alone_and_escapes(tmp_path):
     write_report(findings([row(error="<b>no</b>", status="failed", test=None)]), tmp_path)
     page = Page((tmp_path / "report.html").read_text())
@@ -228,8 +254,6 @@ def test_pictures_name_the_lines_the_faults_and_the_baselines(tmp_path):
 
 
 def test_what_is_drawn_at_0_and_100_per_cent_is_whole(tmp_path, monkeypatch):
-    from resseq.ablation import pictures
-
     figures = []
     monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
     pictures.draw_accuracy(findings([row("pre", 2, test=1.0), row("pre", 4, test=0.0)]), tmp_path)

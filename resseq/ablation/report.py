@@ -1,6 +1,7 @@
 """What a grid found, told: a table, a sentence, pictures, and one page that holds all of it."""
 
 import csv
+import fcntl
 import json
 import statistics
 import textwrap
@@ -209,22 +210,27 @@ def _values(findings: Findings, name: str) -> list[Any]:
 
 
 def write_report(findings: Findings, folder: Path) -> None:
-    """Write results.csv and results.json, each picture as PNG, SVG and CSV, report.md and report.html."""
+    """Write results.csv and results.json, each picture as PNG, SVG and CSV, report.md and report.html.
+
+    One process at a time: two commands that share a folder end together, and the page reads what was drawn for it.
+    """
     from resseq.ablation.pictures import draw_accuracy, draw_curves, draw_gradients
     from resseq.training.checkpoint import write_text
 
-    for draw in (draw_accuracy, draw_curves, draw_gradients):
-        draw(findings, folder)
-    with open(folder / "results.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(findings.rows[0]))
-        writer.writeheader()
-        writer.writerows(findings.rows)
-    told = {**asdict(findings), "summary": summary(findings)}
-    del told["curves"]  # they stand in curves.csv
-    write_text(folder / "results.json", json.dumps(told, indent=1, allow_nan=False))
-    blocks = _blocks(findings)
-    write_text(folder / "report.md", _markdown(blocks))
-    write_text(folder / "report.html", page(blocks, folder))
+    with open(folder / ".report.lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # waits; the system frees it when the file is closed
+        for draw in (draw_accuracy, draw_curves, draw_gradients):
+            draw(findings, folder)
+        with open(folder / "results.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(findings.rows[0]))
+            writer.writeheader()
+            writer.writerows(findings.rows)
+        told = {**asdict(findings), "summary": summary(findings)}
+        del told["curves"]  # they stand in curves.csv
+        write_text(folder / "results.json", json.dumps(told, indent=1, allow_nan=False))
+        blocks = _blocks(findings)
+        write_text(folder / "report.md", _markdown(blocks))
+        write_text(folder / "report.html", page(blocks, folder))
 
 
 def _blocks(findings: Findings) -> list[Block]:
