@@ -121,6 +121,14 @@ def test_the_best_setting_is_chosen_on_validation_not_on_test():
     assert "learning rate 0.001 or 0.01" in summary(found)
 
 
+def test_a_warm_up_that_nobody_gave_is_the_usual_one():
+    usual, none = row(warmup_steps=None, test=0.9), row(warmup_steps=0)
+    assert "learning rate 0.001, the usual warm-up, 100 steps" in summary(findings([usual]))
+    both = findings([usual, none], ["warmup_steps"])
+    assert "learning rate 0.001, warm-up usual or 0 steps, 100 steps" in summary(both)
+    assert table(both).endswith(" 90.0 [usual]")
+
+
 def test_validation_chose_nothing_where_nothing_was_validated():
     rows = [
         row(status="diverged", test=None, learning_rate=rate, cell=f"pre-{rate}", gradient_norm_first=None)

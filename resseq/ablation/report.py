@@ -137,7 +137,7 @@ def _brackets(findings: Findings, rows: list[Row]) -> str:
     """The values that validation chose; nothing where there was no choice."""
     if not findings.tuned or not any(row["validation_accuracy"] is not None for row in rows):
         return ""
-    return f" [{', '.join(shown(rows[0][axis]) for axis in findings.tuned)}]"
+    return f" [{', '.join(_value(rows[0][axis]) for axis in findings.tuned)}]"
 
 
 def _legend(findings: Findings) -> str:
@@ -158,6 +158,11 @@ def _choice(findings: Findings) -> str:
 
 def _words(option: str) -> str:
     return option.replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    """An option's value; None is what it has where nobody gives it."""
+    return "usual" if value is None else shown(value)
 
 
 def table(findings: Findings) -> str:
@@ -188,17 +193,16 @@ def _conditions(findings: Findings) -> str:
     """Start, learning rate, warm-up, budget and seeds: a claim without them says nothing."""
 
     def values(name: str) -> str:
-        return " or ".join(
-            f"{value:g}" if isinstance(value, float) else str(value) for value in _values(findings, name)
-        )
+        return " or ".join(map(_value, _values(findings, name)))
 
-    steps = _values(findings, "steps")
-    warmup = "no warm-up" if _values(findings, "warmup_steps") == [0] else f"warm-up {values('warmup_steps')} steps"
+    steps = [count for count in _values(findings, "steps") if count is not None]
+    rises = values("warmup_steps")
+    warmup = {"0": "no warm-up", "usual": "the usual warm-up"}.get(rises, f"warm-up {rises} steps")
     most = max(steps, default=0)
     taken = f"{most:,} step{'s' if most > 1 else ''}" if most else "no step done"
     budget = f"at most {taken}" if len(steps) > 1 else taken
     seeds = len(_values(findings, "seed"))
-    start = f"Start {values('init')}, learning" if _values(findings, "init") else "Learning"
+    start = "Learning" if _values(findings, "init") == [None] else f"Start {values('init')}, learning"
     whole = [row["steps"] for row in findings.rows if row["status"] not in ("diverged", "failed")]
     cut = findings.setting.get("early_stopping_patience")
     few = f" (too few to tell: give --max-steps {FEW * 3})" if whole and max(whole) < FEW and not cut else ""
@@ -206,7 +210,7 @@ def _conditions(findings: Findings) -> str:
 
 
 def _values(findings: Findings, name: str) -> list[Any]:
-    return list(dict.fromkeys(row[name] for row in findings.rows if row[name] is not None))
+    return list(dict.fromkeys(row[name] for row in findings.rows))
 
 
 def write_report(findings: Findings, folder: Path) -> None:
