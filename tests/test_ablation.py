@@ -435,6 +435,15 @@ def test_a_sweep_whose_every_cell_failed_says_so_to_the_shell_and_a_torn_line_do
     assert main(words) == 0
 
 
+def test_what_a_command_takes_is_noted_while_a_cell_is_at_work(data, tmp_path, here, monkeypatch):
+    noted = []
+    monkeypatch.setattr(Here, "deaths", 2)  # no cell has ended by then
+    monkeypatch.setattr(runner, "NOTE", 0)
+    monkeypatch.setattr(runner._Sweep, "note_seconds", lambda sweep: noted.append(len(sweep.records)))
+    resseq.ablate(**small(data, tmp_path, schemes="pre", depths=1))
+    assert noted == [0, 0, 1, 1, 1], "and as it ends, and at the end"
+
+
 @pytest.mark.parametrize(("times", "status"), [(2, "finished"), (3, "failed")])
 def test_a_cell_may_kill_its_process_twice(data, tmp_path, here, monkeypatch, times, status):
     monkeypatch.setattr(Here, "deaths", times)

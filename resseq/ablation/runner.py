@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Tell = Callable[[str], None]
 Record = dict[str, Any]
 POLL = 0.5  # seconds between two looks at the cells
+NOTE = 10  # seconds between two notes of how long the command has taken
 DEATHS = 3  # of its process, after which a cell has failed
 BAR = "{desc} |{bar}| {percentage:3.0f} % [{elapsed}<{remaining}]"
 
@@ -158,6 +159,7 @@ class _Sweep:
     def __init__(self, cells: list[Cell], corpora: dict["DataOptions", "Corpus"], options: AblateOptions, tell: Tell):
         self.options, self.tell = options, tell
         self.begun, self.begun_at = time.monotonic(), round(time.time(), 3)
+        self.noted = self.begun
         self.pickled = {data: pickle.dumps(corpus) for data, corpus in corpora.items()}
         rows = {data: corpus.rows["train"] for data, corpus in corpora.items()}
         self.steps = {
@@ -196,6 +198,8 @@ class _Sweep:
                     for future in done:
                         engine.release(future)
                         self.take(self.running.pop(future), future)
+                    if time.monotonic() - self.noted > NOTE:
+                        self.note_seconds()
                     bar.n = sum(map(self.position, self.steps))
                     bar.set_description_str(f"{len(self.records)}/{len(self.steps)} cells")
             finally:
@@ -222,8 +226,9 @@ class _Sweep:
         self.note_seconds()
 
     def note_seconds(self) -> None:
-        """Add what this command has taken so far: a kill will not take it away."""
-        row = {"command": self.options.command, "begun": self.begun_at, "seconds": time.monotonic() - self.begun}
+        """Add what this command has taken so far: a kill takes away no more than what came after."""
+        self.noted = time.monotonic()
+        row = {"command": self.options.command, "begun": self.begun_at, "seconds": self.noted - self.begun}
         with open(self.options.folder / "commands.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
 
