@@ -383,6 +383,7 @@ def test_what_goes_wrong_in_a_cell_stays_in_it(data, tmp_path, here):  # cases 2
     assert 1 <= diverged["diverged_step"] <= 24
     assert "the gradient must be finite" in diverged["error"]
     assert diverged["test_accuracy"] is None
+    assert diverged["parameters"] == fine["parameters"] > 0
     assert resseq.ablate(**options).findings.rows[1] == diverged
     assert starts(tmp_path) == 2, "what diverged once would diverge again"
 

@@ -180,6 +180,19 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, broken)
     assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
 
 
+def test_what_diverges_says_how_long_it_trained_before_a_resumption_too(tmp_path):
+    run = trainer(tmp_path / "run", max_steps=4, eval_steps=2)
+    run.train()
+    run.seconds = 100.0
+    run.save()
+    resumed = trainer(tmp_path / "run", max_steps=8, eval_steps=2)
+    assert resumed.resume() == 4
+    resumed.model.head.weight.data.fill_(float("nan"))
+    with pytest.raises(Diverged, match="at step 5") as raised:
+        resumed.train()
+    assert raised.value.seconds == pytest.approx(100.0, abs=10)
+
+
 def test_where_asking_waits_for_the_device_a_gradient_is_looked_at_before_anything_is_kept(tmp_path, monkeypatch):
     run = trainer(tmp_path / "run", max_steps=20, eval_steps=10, logging_steps=4)
     assert run.checks_each_step

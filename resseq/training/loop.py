@@ -37,11 +37,16 @@ T = TypeVar("T")
 
 
 class Diverged(ValueError):
-    """The loss or the gradient is no longer finite; the weights are those before the step."""
+    """The loss or the gradient is no longer finite; the weights are those before the step.
 
-    def __init__(self, message: str, step: int):
+    Attributes:
+        step: the one that could not be done.
+        seconds: of training until then, those before a resumption included.
+    """
+
+    def __init__(self, message: str, step: int, seconds: float):
         super().__init__(message)
-        self.step = step
+        self.step, self.seconds = step, seconds
 
 
 class Stopped(KeyboardInterrupt):
@@ -299,10 +304,10 @@ class Trainer:
                 bar.update()
                 if due:
                     self.validate()
+                self.seconds = before + time.monotonic() - begun
                 stopping = bool(caught)  # asked once: a signal that comes while saving stops after the next step
                 if due or stopping or self.step % (options.save_steps or every) == 0:
                     self.require_finite(self.step)
-                    self.seconds = before + time.monotonic() - begun
                     self.save()
         if caught:
             raise Stopped(
@@ -407,6 +412,7 @@ class Trainer:
                 f"train: the gradient must be finite; got norm={self.gradient_norm.item()} at step {step}. "
                 f"Use a lower --learning-rate or more --warmup-steps.",
                 step,
+                self.seconds,
             )
 
     def validate(self) -> None:
