@@ -66,11 +66,13 @@ MIXED = [
     [
         ([row(steps=30)], {}, "30 steps (too few to tell: give --max-steps 300), 1 seed"),
         ([row(steps=30)], {"early_stopping_patience": 2}, "30 steps, 1 seed"),
-        ([row(steps=1, status="diverged", test=None)], {}, "1 step, 1 seed"),
+        ([row(steps=1)], {}, "1 step (too few to tell: give --max-steps 300), 1 seed"),
+        ([row(steps=1, status="diverged", test=None)], {"max_steps": 20}, "at most 20 steps, 1 seed"),
+        ([row(steps=1, status="diverged", test=None)], {}, "no cell came to its end, 1 seed"),
         ([row(steps=300), row(seed=1, steps=1, status="diverged", test=None)], {}, "at most 300 steps, 2 seeds"),
     ],
 )
-def test_the_summary_says_where_the_budget_was_too_small(rows, setting, said):
+def test_the_summary_says_the_budget_and_where_it_was_too_small(rows, setting, said):
     found = findings(rows)
     found.setting.update(setting)
     assert f"no warm-up, {said}." in summary(found)

@@ -195,15 +195,15 @@ def _conditions(findings: Findings) -> str:
     def values(name: str) -> str:
         return " or ".join(map(_value, _values(findings, name)))
 
-    steps = [count for count in _values(findings, "steps") if count is not None]
     rises = values("warmup_steps")
     warmup = {"0": "no warm-up", "usual": "the usual warm-up"}.get(rises, f"warm-up {rises} steps")
-    most = max(steps, default=0)
-    taken = f"{most:,} step{'s' if most > 1 else ''}" if most else "no step done"
-    budget = f"at most {taken}" if len(steps) > 1 else taken
+    whole = [row["steps"] for row in findings.rows if row["status"] not in ("diverged", "failed")]
+    most = max(whole, default=findings.setting.get("max_steps"))  # what diverged stopped before
+    budget = f"{most:,} step{'s' if most > 1 else ''}" if most else "no cell came to its end"
+    if most and set(_values(findings, "steps")) != {most}:
+        budget = f"at most {budget}"
     seeds = len(_values(findings, "seed"))
     start = "Learning" if _values(findings, "init") == [None] else f"Start {values('init')}, learning"
-    whole = [row["steps"] for row in findings.rows if row["status"] not in ("diverged", "failed")]
     cut = findings.setting.get("early_stopping_patience")
     few = f" (too few to tell: give --max-steps {FEW * 3})" if whole and max(whole) < FEW and not cut else ""
     return f"{start} rate {values('learning_rate')}, {warmup}, {budget}{few}, {seeds} seed{'s' if seeds > 1 else ''}"
