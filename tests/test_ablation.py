@@ -388,6 +388,12 @@ def test_what_goes_wrong_in_a_cell_stays_in_it(data, tmp_path, here):  # cases 2
     assert starts(tmp_path) == 2, "what diverged once would diverge again"
 
 
+def test_weights_that_the_last_step_spoils_have_diverged(data, tmp_path, here):
+    options = {"schemes": "pre", "depths": 1, "learning_rates": 1e38, "optim": "sgd", "max_grad_norm": 0.0}
+    (row,) = resseq.ablate(**small(data, tmp_path, max_steps=1, **options)).findings.rows
+    assert (row["status"], row["diverged_step"], row["test_accuracy"]) == ("diverged", 1, None)
+
+
 def test_post_norm_at_depth_100_ends_with_a_result(data, tmp_path, here):  # case 27
     options = small(data, tmp_path, schemes="post", depths=100, max_steps=4)
     (row,) = resseq.ablate(**options).findings.rows

@@ -236,10 +236,20 @@ def test_early_stopping_keeps_the_best_weights(tmp_path):
     assert measure(logits_of(run.model, run.validation, run.device)).loss == best["loss"]
 
 
-def test_a_metric_that_is_nan_is_never_best():
-    good, nan = {"accuracy": 0.5, "loss": 0.5}, {"accuracy": 0.5, "loss": math.nan}
-    assert not better(nan, good)
-    assert better(good, nan)
+def test_a_metric_that_is_nan_is_never_best(tmp_path, monkeypatch):
+    """No gradient follows the last step: the weights that it spoilt are seen where they are validated."""
+    run = trainer(tmp_path / "run", max_steps=4, eval_steps=2)
+
+    def take_step(window, own=run.take_step):
+        own(window)
+        if run.step == 3:
+            run.model.head.weight.data.fill_(math.nan)
+
+    monkeypatch.setattr(run, "take_step", take_step)
+    with pytest.raises(Diverged, match=r"validation loss must be finite; got loss=nan at step 4\. Use a lower"):
+        run.train()
+    assert run.best["step"] == 2
+    assert "NaN" not in run.log_file.read_text()
 
 
 def test_where_classes_have_weights_right_answers_have_them_too():

@@ -37,10 +37,10 @@ T = TypeVar("T")
 
 
 class Diverged(ValueError):
-    """The loss or the gradient is no longer finite; the weights are those before the step.
+    """A step's gradient is not finite, and the weights are those before it; or the validation loss after it is not.
 
     Attributes:
-        step: the one that could not be done.
+        step: which one.
         seconds: of training until then, those before a resumption included.
     """
 
@@ -408,16 +408,20 @@ class Trainer:
     def require_finite(self, step: int) -> None:
         """Raise Diverged if the last gradient was not finite. One such spoils the weights, and so those after it."""
         if not torch.isfinite(self.gradient_norm):
-            raise Diverged(
-                f"train: the gradient must be finite; got norm={self.gradient_norm.item()} at step {step}. "
-                f"Use a lower --learning-rate or more --warmup-steps.",
-                step,
-                self.seconds,
-            )
+            raise self.diverged(f"gradient must be finite; got norm={self.gradient_norm.item()}", step)
+
+    def diverged(self, what: str, step: int) -> Diverged:
+        fix = "Use a lower --learning-rate or more --warmup-steps."
+        return Diverged(f"train: the {what} at step {step}. {fix}", step, self.seconds)
 
     def validate(self) -> None:
-        """Measure on the validation data; keep the weights if they are the best so far."""
+        """Measure on the validation data; keep the weights if they are the best so far.
+
+        Raises: Diverged if the loss is not finite: after the last step no gradient would show it.
+        """
         metrics = measure(logits_of(self.compiled, self.validation, self.device, self.options.bf16))
+        if not math.isfinite(metrics.loss):
+            raise self.diverged(f"validation loss must be finite; got loss={metrics.loss}", self.step)
         found = metrics.scalars()
         if self.class_weights is not None:
             found["weighted_accuracy"] = metrics.weighted_accuracy(self.class_weights)
@@ -433,12 +437,12 @@ class Trainer:
 
 
 def better(found: dict[str, Any], best: dict[str, Any]) -> bool:
-    """More right answers, or as many at a lower loss; a loss that is NaN is never lower.
+    """More right answers, or as many at a lower loss.
 
     Where classes have weights in the loss they have them here: else always to answer the most frequent class, which
     the first steps may do, would be hard to beat.
     """
     name = "weighted_accuracy" if "weighted_accuracy" in found else "accuracy"
     if found[name] == best[name]:
-        return found["loss"] < best["loss"] or math.isnan(best["loss"])
+        return found["loss"] < best["loss"]
     return found[name] > best[name]
