@@ -216,10 +216,25 @@ def test_where_asking_waits_for_the_device_a_gradient_is_looked_at_before_anythi
         run.train()
 
 
-def test_a_training_shorter_than_its_logging_interval_is_logged_once(tmp_path):
-    trainer(tmp_path / "run", max_steps=2, logging_steps=3).train()
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "loss" in row] == [2]
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_steps": 2}, [2]),
+        ({"max_steps": 6}, [3, 6]),
+        ({"max_steps": 7}, [3, 6, 7]),
+        ({"max_steps": 20, "early_stopping_patience": 1, "eval_steps": 1, "learning_rate": 0.0}, [2]),
+    ],
+)
+def test_the_log_holds_all_steps_once_however_the_training_ends(tmp_path, options, steps):
+    def logged(run):
+        run.train()
+        rows = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+        return [row["step"] for row in rows if "loss" in row]
+
+    assert logged(trainer(tmp_path / "run", **options)) == steps
+    again = trainer(tmp_path / "run", **options)  # killed after its last checkpoint
+    assert again.resume() == steps[-1]
+    assert logged(again) == steps
 
 
 def test_early_stopping_keeps_the_best_weights(tmp_path):

@@ -295,7 +295,7 @@ class Trainer:
                 self.step += 1
                 examples += sum(len(batch["labels"]) for batch in window)
                 elapsed = time.monotonic() - begun
-                logs = self.step % min(options.logging_steps, self.steps) == 0  # a short run, once
+                logs = self.step % options.logging_steps == 0
                 due = self.step % every == 0 or self.step == self.steps
                 if logs or due:
                     self.require_finite(self.step)
@@ -315,6 +315,8 @@ class Trainer:
                 f"Use the same command with --resume auto to go on.",
                 caught[0],
             )
+        if self.running[3] > 0:  # steps since the last row
+            self.log_training()
         self.model.load_state_dict(self.best_weights)
         assert self.best is not None
         return self.best
