@@ -373,6 +373,14 @@ def test_a_damaged_result_is_computed_again(data, tmp_path, here):  # case 42
         assert starts(tmp_path) == 3 + times
 
 
+def test_validation_does_not_choose_between_values_that_are_one(data, tmp_path, here):
+    found = resseq.ablate(**small(data, tmp_path, depths=1, learning_rates=(1e-2, 1e-2), inits=("xavier", None)))
+    assert len(found.findings.rows) == 2
+    assert "chose" not in repr(found)
+    with pytest.raises(ValueError, match=r"--save-steps must be an integer; got \(5, 10\)"):
+        resseq.ablate(save_steps=(5, 10))  # no number follows from it
+
+
 def test_what_goes_wrong_in_a_cell_stays_in_it(data, tmp_path, here):  # cases 23 and 24
     options = small(
         data, tmp_path, schemes="pre", depths=1, learning_rates=(1e-2, 1e38), max_grad_norm=1e30, optim="sgd"

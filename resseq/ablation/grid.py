@@ -53,9 +53,8 @@ VDCNN_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "depth": (9, 17, 29),
     "shortcut": ("projection",),
 }
-# These are no axes.
-SINGLE = {"task", "output_dir", "resume", "device", "dataloader_num_workers"}
-SINGLE |= {"text_column", "image_column", "label_column"}
+# These are no axes: what data it is, and what no number follows from.
+SINGLE = {"task", "text_column", "image_column", "label_column"} | MAY_DIFFER
 
 
 class Usual(tuple[Any, ...]):

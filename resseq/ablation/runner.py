@@ -286,7 +286,8 @@ def _findings(cells: list[Cell], options: AblateOptions, records: dict[str, Reco
         rows=rows,
         curves={cell.name: [(step, loss) for step, loss, _ in curve(cell.folder)] for cell in cells},
         baselines=baselines[0] if baselines and all(found == baselines[0] for found in baselines) else {},
-        axes=options.axes,
+        # not one of which all values came to the same, as None and the model's own default do
+        axes=[axis for axis in options.axes if len({row[axis] for row in rows}) > 1],
         setting=_setting(cells, rows),
         command=options.command,
         seconds=_seconds(options.folder),
