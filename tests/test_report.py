@@ -108,6 +108,14 @@ def test_the_summary_is_about_the_deepest_and_names_the_conditions():
     )
 
 
+def test_a_model_that_has_not_all_depths_is_told_at_its_own_deepest():
+    rows = [row("residual", depth, model="cifar-resnet") for depth in (20, 56)]
+    found = findings([row("residual", 18, model="resnet18", test=0.6), *rows], ["model"])
+    assert summary(found).startswith(
+        "At 56 layers: residual (model resnet18) at 18 layers 60.0 %, residual (model cifar-resnet) 80.0 %. "
+    )
+
+
 def test_the_best_setting_is_chosen_on_validation_not_on_test():
     rows = [
         row(learning_rate=1e-3, validation_accuracy=0.9, test=0.5),

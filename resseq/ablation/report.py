@@ -75,6 +75,10 @@ class Findings:
         names = {each["data"]: Path(each["data"]).stem for each in self.rows}
         return names[row["data"]] if len(set(names.values())) == len(names) else row["data"]
 
+    def deepest(self, line: str) -> int:
+        """A line's greatest depth: resnet18 has no other than its own."""
+        return max(row["depth"] for row in self.rows if self.line_of(row) == line)
+
     def chosen(self, line: str, depth: int) -> list[Row]:
         """A line's rows at a depth, one a seed: of the settings that the axes give, the one that validates best."""
         settings: dict[tuple[Any, ...], list[Row]] = {}
@@ -174,11 +178,15 @@ def table(findings: Findings) -> str:
 
 
 def summary(findings: Findings) -> str:
-    """What happened at the deepest depth, and under which conditions."""
+    """What happened at the deepest depth, or at a model's own where it ends before, and under which conditions."""
     deepest = findings.depths[-1]
-    cells = [findings.chosen(line, deepest) for line in findings.lines]
-    found = [f"{line} {_result(rows, ' %')}" for line, rows in zip(findings.lines, cells, strict=True)]
-    how = f", each with the {_choice(findings)}" if any(_brackets(findings, rows) for rows in cells) else ""
+    cells = {line: findings.chosen(line, findings.deepest(line)) for line in findings.lines}
+    found = []
+    for line, rows in cells.items():
+        depth = rows[0]["depth"]
+        where = "" if depth == deepest else f" at {layers(depth)}"
+        found.append(f"{line}{where} {_result(rows, ' %')}")
+    how = f", each with the {_choice(findings)}" if any(_brackets(findings, rows) for rows in cells.values()) else ""
     beside = [
         f"{'the' if name == 'majority' else 'a'} {BASELINES[name]} {100 * value:.1f} %"
         for name, value in findings.baselines.items()
