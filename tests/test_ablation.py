@@ -134,6 +134,13 @@ def test_the_product_of_all_lists_is_the_grid(tmp_path):
     assert len(cells_of(as_options(depths=(2, 2)))) == 3, "a cell named twice is one"
 
 
+def test_the_folder_s_name_is_that_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for data in (".", f"../{tmp_path.name}", f"{tmp_path}/"):
+        assert as_options(data=data).folder == Path(f"runs/ablate-{tmp_path.name}")
+    assert as_options(data=("a/b.csv", "owner/name", "pystdlib")).folder == Path("runs/ablate-b-name-pystdlib")
+
+
 def test_columns_may_be_a_list(tmp_path):
     given = {"schemes": "pre", "depths": 2, "data": "things.csv"}
     options = as_options(text_column=["title", "body"], **given)

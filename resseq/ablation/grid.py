@@ -20,6 +20,7 @@ from resseq.options import (
     ModelOptions,
     TrainOptions,
     check_values,
+    data_name,
     flag_of,
     from_python,
     settle,
@@ -153,7 +154,7 @@ class AblateOptions(Grid):
 
     @property
     def folder(self) -> Path:
-        data = "-".join(Path(name).stem for name in self.data)
+        data = "-".join(map(data_name, self.data))
         return Path(self.output_dir or f"runs/ablate-{data}")
 
     @property

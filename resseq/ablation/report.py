@@ -12,6 +12,7 @@ from typing import Any
 
 from resseq.ablation.cell import LEARNT, WELL_LEARNT
 from resseq.card import BASELINES
+from resseq.options import data_name
 from resseq.page import Block, page, shown
 
 # Values of these are different questions: what validates best on an easier data set is no better scheme. Each has a
@@ -72,7 +73,7 @@ class Findings:
 
     def _data_name(self, row: Row) -> str:
         """Short, unless two data sets would have one name."""
-        names = {each["data"]: Path(each["data"]).stem for each in self.rows}
+        names = {each["data"]: data_name(each["data"]) for each in self.rows}
         return names[row["data"]] if len(set(names.values())) == len(names) else row["data"]
 
     def deepest(self, line: str) -> int:
@@ -247,7 +248,7 @@ def write_report(findings: Findings, folder: Path) -> None:
 
 def _blocks(findings: Findings) -> list[Block]:
     """The report, from the question to the command."""
-    data = Path(str(findings.setting.get("data", "several data sets"))).stem
+    data = data_name(findings.setting["data"]) if "data" in findings.setting else "several data sets"
     cells = sum(row["seconds"] or 0.0 for row in findings.rows)
     run = [list(findings.rows[0]), *([shown(value) for value in row.values()] for row in findings.rows)]
     setting = [["option", "value"], *([name, shown(value)] for name, value in findings.setting.items())]
