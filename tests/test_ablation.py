@@ -215,6 +215,7 @@ def test_the_command_gives_the_same_options_again():
     [
         ({"schemes": ("post", "pots")}, "Did you mean 'post'"),
         ({"schemes": ()}, "ablate: every flag needs a value; got --schemes with none. Give one"),
+        ({"schemes": resseq.SCHEMES["pre"]}, "ablate: a scheme is a name in resseq.SCHEMES; got schemes=<class"),
         ({"heads": (4, 5)}, "dim must be divisible by heads; got dim=64, heads=5"),
         ({"depths": (2, 0)}, "--depth must be 1 or more; got 0"),
         ({"inits": "he"}, "--init is one of xavier, torch, normal; got 'he'"),
