@@ -13,6 +13,7 @@ import test_kill
 
 from resseq.ablation import pictures, report
 from resseq.ablation.report import Findings, summary, table, write_report
+from resseq.page import shown
 
 
 def row(scheme="pre", depth=2, seed=0, status="finished", test=0.8, **more):
@@ -249,6 +250,17 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     assert "<b>no</b>" in "".join(page.words)
     assert page.tags.count("figure") == 3
     assert all(target.startswith("#") for target in page.loaded)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        *((12345.6, "12346"), (9999.6, "10000"), (1234.56, "1235"), (4.2e9, "4.2e+09")),
+        *((0.00012344, "0.0001234"), (12345, "12345"), (None, ""), (math.nan, ""), (math.inf, "inf")),
+    ],
+)
+def test_how_a_value_is_shown(value, said):
+    assert shown(value) == said
 
 
 def test_a_cell_of_the_markdown_table_stays_one_cell(tmp_path):
