@@ -294,6 +294,17 @@ def test_what_is_drawn_at_0_and_100_per_cent_is_whole(tmp_path, monkeypatch):
     assert not any(bars.get_clip_on() for bars in axes.collections)
 
 
+def test_a_divergence_beyond_the_edge_is_marked_on_it(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
+    found = findings([row(status="diverged", test=None)])
+    pictures.draw_curves(dataclasses.replace(found, curves={found.rows[0]["cell"]: [(10, 1.5), (20, 50.0)]}), tmp_path)
+    (axes,) = figures[0].axes
+    marked = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_marker() == pictures.MARKS["diverged"]]
+    assert [20, axes.get_ylim()[1]] in marked
+    assert axes.get_ylim()[1] < 3
+
+
 def test_a_panel_without_a_loss_says_so_and_has_no_numbers(tmp_path):
     from resseq.ablation.pictures import draw_curves
 
