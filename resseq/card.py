@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resseq.options import TrainOptions
+from resseq.options import TrainOptions, data_name
 
 if TYPE_CHECKING:
     from resseq.data.corpus import Corpus
@@ -22,7 +22,7 @@ def model_card(options: TrainOptions, corpus: "Corpus", result: dict[str, Any]) 
         f"{count:,} {split}{' (carved)' if split in corpus.carved else ''}" for split, count in result["rows"].items()
     )
     test, validation = result["test"], result["validation"]
-    name, inputs = Path(options.data).stem, corpus.reader.inputs
+    name, inputs = data_name(options.data), corpus.reader.inputs
     beside = "\n".join(f"| {BASELINES[each]}, test | {value:.4f} | | |" for each, value in corpus.baselines.items())
     return f"""---
 library_name: resseq

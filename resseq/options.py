@@ -56,6 +56,11 @@ def settle(value: Any) -> Any:
     return value.item() if scalar else value
 
 
+def data_name(data: str) -> str:
+    """What data is called: the name of its file or folder, which "." does not say."""
+    return Path(os.path.abspath(data)).stem
+
+
 def flag_of(name: str) -> str:
     """An option's name as one types it."""
     return f"--{name.replace('_', '-')}"
@@ -211,4 +216,4 @@ class TrainOptions(TextOptions, ImageOptions, ModelOptions, TrainingOptions):
         """The run folder."""
         if self.output_dir is not None:
             return Path(self.output_dir)
-        return Path("runs") / "-".join(filter(None, [Path(self.data).stem, Path(self.model).name, self.scheme]))
+        return Path("runs") / "-".join(filter(None, [data_name(self.data), Path(self.model).name, self.scheme]))

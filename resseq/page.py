@@ -44,7 +44,9 @@ def shown(value: Any) -> str:
     """A value in a table; nothing for None and for NaN."""
     if value is None or value != value:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.4g}"  # 12346, such as seconds, not 1.235e+04
 
 
 def _rows(rows: list[list[str]]) -> str:

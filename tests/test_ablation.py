@@ -134,6 +134,13 @@ def test_the_product_of_all_lists_is_the_grid(tmp_path):
     assert len(cells_of(as_options(depths=(2, 2)))) == 3, "a cell named twice is one"
 
 
+def test_the_folder_s_name_is_that_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for data in (".", f"../{tmp_path.name}", f"{tmp_path}/"):
+        assert as_options(data=data).folder == Path(f"runs/ablate-{tmp_path.name}")
+    assert as_options(data=("a/b.csv", "owner/name", "pystdlib")).folder == Path("runs/ablate-b-name-pystdlib")
+
+
 def test_columns_may_be_a_list(tmp_path):
     given = {"schemes": "pre", "depths": 2, "data": "things.csv"}
     options = as_options(text_column=["title", "body"], **given)
@@ -208,6 +215,7 @@ def test_the_command_gives_the_same_options_again():
     [
         ({"schemes": ("post", "pots")}, "Did you mean 'post'"),
         ({"schemes": ()}, "ablate: every flag needs a value; got --schemes with none. Give one"),
+        ({"schemes": resseq.SCHEMES["pre"]}, "ablate: a scheme is a name in resseq.SCHEMES; got schemes=<class"),
         ({"heads": (4, 5)}, "dim must be divisible by heads; got dim=64, heads=5"),
         ({"depths": (2, 0)}, "--depth must be 1 or more; got 0"),
         ({"inits": "he"}, "--init is one of xavier, torch, normal; got 'he'"),
@@ -353,9 +361,12 @@ def test_a_grid_does_not_mix_cells_of_changed_data(data, tmp_path, here):
     path.write_text(Path(data).read_text())
     resseq.ablate(**small(str(path), tmp_path / "out", schemes="pre", depths=1))
     path.write_text(Path(data).read_text().replace("pear", "plum"))
-    message = "got another .*train.* in .*things.csv than the finished cells had. Restore it, or use another"
+    message = "got another .*train.* in .*things.csv than the cells there began with. Restore it, or use another"
     with pytest.raises(ValueError, match=message):
         resseq.ablate(**small(str(path), tmp_path / "out", schemes="pre", depths=(1, 2)))
+    next(tmp_path.glob("out/cells/*/cell.json")).unlink()  # as a kill leaves it that came after the result
+    with pytest.raises(ValueError, match=message):
+        resseq.ablate(**small(str(path), tmp_path / "out", schemes="pre", depths=1))
     assert starts(tmp_path / "out") == 1
 
 
@@ -370,6 +381,14 @@ def test_a_damaged_result_is_computed_again(data, tmp_path, here):  # case 42
         assert starts(tmp_path) == 3 + times
 
 
+def test_validation_does_not_choose_between_values_that_are_one(data, tmp_path, here):
+    found = resseq.ablate(**small(data, tmp_path, depths=1, learning_rates=(1e-2, 1e-2), inits=("xavier", None)))
+    assert len(found.findings.rows) == 2
+    assert "chose" not in repr(found)
+    with pytest.raises(ValueError, match=r"--save-steps must be an integer; got \(5, 10\)"):
+        resseq.ablate(save_steps=(5, 10))  # no number follows from it
+
+
 def test_what_goes_wrong_in_a_cell_stays_in_it(data, tmp_path, here):  # cases 23 and 24
     options = small(
         data, tmp_path, schemes="pre", depths=1, learning_rates=(1e-2, 1e38), max_grad_norm=1e30, optim="sgd"
@@ -380,8 +399,15 @@ def test_what_goes_wrong_in_a_cell_stays_in_it(data, tmp_path, here):  # cases 2
     assert 1 <= diverged["diverged_step"] <= 24
     assert "the gradient must be finite" in diverged["error"]
     assert diverged["test_accuracy"] is None
+    assert diverged["parameters"] == fine["parameters"] > 0
     assert resseq.ablate(**options).findings.rows[1] == diverged
     assert starts(tmp_path) == 2, "what diverged once would diverge again"
+
+
+def test_weights_that_the_last_step_spoils_have_diverged(data, tmp_path, here):
+    options = {"schemes": "pre", "depths": 1, "learning_rates": 1e38, "optim": "sgd", "max_grad_norm": 0.0}
+    (row,) = resseq.ablate(**small(data, tmp_path, max_steps=1, **options)).findings.rows
+    assert (row["status"], row["diverged_step"], row["test_accuracy"]) == ("diverged", 1, None)
 
 
 def test_post_norm_at_depth_100_ends_with_a_result(data, tmp_path, here):  # case 27
@@ -430,6 +456,15 @@ def test_a_sweep_whose_every_cell_failed_says_so_to_the_shell_and_a_torn_line_do
         file.write('{"command": "resseq abl')
     monkeypatch.setattr(Here, "deaths", 0)
     assert main(words) == 0
+
+
+def test_what_a_command_takes_is_noted_while_a_cell_is_at_work(data, tmp_path, here, monkeypatch):
+    noted = []
+    monkeypatch.setattr(Here, "deaths", 2)  # no cell has ended by then
+    monkeypatch.setattr(runner, "NOTE", 0)
+    monkeypatch.setattr(runner._Sweep, "note_seconds", lambda sweep: noted.append(len(sweep.records)))
+    resseq.ablate(**small(data, tmp_path, schemes="pre", depths=1))
+    assert noted == [0, 0, 1, 1, 1], "and as it ends, and at the end"
 
 
 @pytest.mark.parametrize(("times", "status"), [(2, "finished"), (3, "failed")])

@@ -9,8 +9,11 @@ import re
 import statistics
 
 import pytest
+import test_kill
 
+from resseq.ablation import pictures, report
 from resseq.ablation.report import Findings, summary, table, write_report
+from resseq.page import shown
 
 
 def row(scheme="pre", depth=2, seed=0, status="finished", test=0.8, **more):
@@ -64,11 +67,13 @@ MIXED = [
     [
         ([row(steps=30)], {}, "30 steps (too few to tell: give --max-steps 300), 1 seed"),
         ([row(steps=30)], {"early_stopping_patience": 2}, "30 steps, 1 seed"),
-        ([row(steps=1, status="diverged", test=None)], {}, "1 step, 1 seed"),
+        ([row(steps=1)], {}, "1 step (too few to tell: give --max-steps 300), 1 seed"),
+        ([row(steps=1, status="diverged", test=None)], {"max_steps": 20}, "at most 20 steps, 1 seed"),
+        ([row(steps=1, status="diverged", test=None)], {}, "no cell came to its end, 1 seed"),
         ([row(steps=300), row(seed=1, steps=1, status="diverged", test=None)], {}, "at most 300 steps, 2 seeds"),
     ],
 )
-def test_the_summary_says_where_the_budget_was_too_small(rows, setting, said):
+def test_the_summary_says_the_budget_and_where_it_was_too_small(rows, setting, said):
     found = findings(rows)
     found.setting.update(setting)
     assert f"no warm-up, {said}." in summary(found)
@@ -104,6 +109,14 @@ def test_the_summary_is_about_the_deepest_and_names_the_conditions():
     )
 
 
+def test_a_model_that_has_not_all_depths_is_told_at_its_own_deepest():
+    rows = [row("residual", depth, model="cifar-resnet") for depth in (20, 56)]
+    found = findings([row("residual", 18, model="resnet18", test=0.6), *rows], ["model"])
+    assert summary(found).startswith(
+        "At 56 layers: residual (model resnet18) at 18 layers 60.0 %, residual (model cifar-resnet) 80.0 %. "
+    )
+
+
 def test_the_best_setting_is_chosen_on_validation_not_on_test():
     rows = [
         row(learning_rate=1e-3, validation_accuracy=0.9, test=0.5),
@@ -117,6 +130,14 @@ def test_the_best_setting_is_chosen_on_validation_not_on_test():
     assert "50.0 [0.001]" in table(found)
     assert summary(found).startswith("At 2 layers, each with the learning rate that validation chose: pre 50.0 %. ")
     assert "learning rate 0.001 or 0.01" in summary(found)
+
+
+def test_a_warm_up_that_nobody_gave_is_the_usual_one():
+    usual, none = row(warmup_steps=None, test=0.9), row(warmup_steps=0)
+    assert "learning rate 0.001, the usual warm-up, 100 steps" in summary(findings([usual]))
+    both = findings([usual, none], ["warmup_steps"])
+    assert "learning rate 0.001, warm-up usual or 0 steps, 100 steps" in summary(both)
+    assert table(both).endswith(" 90.0 [usual]")
 
 
 def test_validation_chose_nothing_where_nothing_was_validated():
@@ -198,6 +219,30 @@ def test_files_hold_the_rows(tmp_path, rows):
         assert part in text
 
 
+def note_and_write(folder):
+    """Write the report in a process that notes when it began and ended."""
+
+    def noted(write, event):
+        def written(*arguments):
+            with open(folder / "notes", "a") as file:
+                file.write(f"{event}\n")
+            return write(*arguments)
+
+        return written
+
+    pictures.draw_accuracy = noted(pictures.draw_accuracy, "begin")
+    report.page = noted(report.page, "end")
+    write_report(findings([row()]), folder)
+
+
+def test_two_processes_write_the_report_in_turn(tmp_path):
+    both = [test_kill.FORK.Process(target=note_and_write, args=(tmp_path,)) for _ in range(2)]
+    for process in both:
+        process.start()
+    assert [test_kill.finish(process) for process in both] == [0, 0]
+    assert (tmp_path / "notes").read_text().split() == ["begin", "end"] * 2
+
+
 def test_the_page_stands_alone_and_escapes(tmp_path):
     write_report(findings([row(error="<b>no</b>", status="failed", test=None)]), tmp_path)
     page = Page((tmp_path / "report.html").read_text())
@@ -205,6 +250,17 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     assert "<b>no</b>" in "".join(page.words)
     assert page.tags.count("figure") == 3
     assert all(target.startswith("#") for target in page.loaded)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        *((12345.6, "12346"), (9999.6, "10000"), (1234.56, "1235"), (4.2e9, "4.2e+09")),
+        *((0.00012344, "0.0001234"), (12345, "12345"), (None, ""), (math.nan, ""), (math.inf, "inf")),
+    ],
+)
+def test_how_a_value_is_shown(value, said):
+    assert shown(value) == said
 
 
 def test_a_cell_of_the_markdown_table_stays_one_cell(tmp_path):
@@ -228,8 +284,6 @@ def test_pictures_name_the_lines_the_faults_and_the_baselines(tmp_path):
 
 
 def test_what_is_drawn_at_0_and_100_per_cent_is_whole(tmp_path, monkeypatch):
-    from resseq.ablation import pictures
-
     figures = []
     monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
     pictures.draw_accuracy(findings([row("pre", 2, test=1.0), row("pre", 4, test=0.0)]), tmp_path)
@@ -238,6 +292,17 @@ def test_what_is_drawn_at_0_and_100_per_cent_is_whole(tmp_path, monkeypatch):
     assert len(drawn) > 4
     assert not any(line.get_clip_on() for line in axes.lines if line.get_marker() != "None")
     assert not any(bars.get_clip_on() for bars in axes.collections)
+
+
+def test_a_divergence_beyond_the_edge_is_marked_on_it(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
+    found = findings([row(status="diverged", test=None)])
+    pictures.draw_curves(dataclasses.replace(found, curves={found.rows[0]["cell"]: [(10, 1.5), (20, 50.0)]}), tmp_path)
+    (axes,) = figures[0].axes
+    marked = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_marker() == pictures.MARKS["diverged"]]
+    assert [20, axes.get_ylim()[1]] in marked
+    assert axes.get_ylim()[1] < 3
 
 
 def test_a_panel_without_a_loss_says_so_and_has_no_numbers(tmp_path):

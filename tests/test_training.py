@@ -180,6 +180,19 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, broken)
     assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
 
 
+def test_what_diverges_says_how_long_it_trained_before_a_resumption_too(tmp_path):
+    run = trainer(tmp_path / "run", max_steps=4, eval_steps=2)
+    run.train()
+    run.seconds = 100.0
+    run.save()
+    resumed = trainer(tmp_path / "run", max_steps=8, eval_steps=2)
+    assert resumed.resume() == 4
+    resumed.model.head.weight.data.fill_(float("nan"))
+    with pytest.raises(Diverged, match="at step 5") as raised:
+        resumed.train()
+    assert raised.value.seconds == pytest.approx(100.0, abs=10)
+
+
 def test_where_asking_waits_for_the_device_a_gradient_is_looked_at_before_anything_is_kept(tmp_path, monkeypatch):
     run = trainer(tmp_path / "run", max_steps=20, eval_steps=10, logging_steps=4)
     assert run.checks_each_step
@@ -203,10 +216,25 @@ def test_where_asking_waits_for_the_device_a_gradient_is_looked_at_before_anythi
         run.train()
 
 
-def test_a_training_shorter_than_its_logging_interval_is_logged_once(tmp_path):
-    trainer(tmp_path / "run", max_steps=2, logging_steps=3).train()
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "loss" in row] == [2]
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_steps": 2}, [2]),
+        ({"max_steps": 6}, [3, 6]),
+        ({"max_steps": 7}, [3, 6, 7]),
+        ({"max_steps": 20, "early_stopping_patience": 1, "eval_steps": 1, "learning_rate": 0.0}, [2]),
+    ],
+)
+def test_the_log_holds_all_steps_once_however_the_training_ends(tmp_path, options, steps):
+    def logged(run):
+        run.train()
+        rows = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+        return [row["step"] for row in rows if "loss" in row]
+
+    assert logged(trainer(tmp_path / "run", **options)) == steps
+    again = trainer(tmp_path / "run", **options)  # killed after its last checkpoint
+    assert again.resume() == steps[-1]
+    assert logged(again) == steps
 
 
 def test_early_stopping_keeps_the_best_weights(tmp_path):
@@ -223,10 +251,20 @@ def test_early_stopping_keeps_the_best_weights(tmp_path):
     assert measure(logits_of(run.model, run.validation, run.device)).loss == best["loss"]
 
 
-def test_a_metric_that_is_nan_is_never_best():
-    good, nan = {"accuracy": 0.5, "loss": 0.5}, {"accuracy": 0.5, "loss": math.nan}
-    assert not better(nan, good)
-    assert better(good, nan)
+def test_a_metric_that_is_nan_is_never_best(tmp_path, monkeypatch):
+    """No gradient follows the last step: the weights that it spoilt are seen where they are validated."""
+    run = trainer(tmp_path / "run", max_steps=4, eval_steps=2)
+
+    def take_step(window, own=run.take_step):
+        own(window)
+        if run.step == 3:
+            run.model.head.weight.data.fill_(math.nan)
+
+    monkeypatch.setattr(run, "take_step", take_step)
+    with pytest.raises(Diverged, match=r"validation loss must be finite; got loss=nan at step 4\. Use a lower"):
+        run.train()
+    assert run.best["step"] == 2
+    assert "NaN" not in run.log_file.read_text()
 
 
 def test_where_classes_have_weights_right_answers_have_them_too():

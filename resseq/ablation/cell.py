@@ -75,14 +75,13 @@ def _train(cell: Cell, corpus: "Corpus") -> dict[str, Any]:
         (cell.folder / "result.json").unlink(missing_ok=True)
     found = checkpoints(cell.folder)
     log(cell, "start", step=int(found[-1].name.split("-")[1]) if found else 0)
-    begun = time.monotonic()
     measured: Row = {"status": "failed"}
     try:
         measured |= measure_start(cell.options, corpus)
         measured |= _measure_result(cell, corpus, train_with(cell.options, corpus))
     except Diverged as error:
         measured |= {"status": "diverged", "diverged_step": error.step, "steps": error.step - 1, "error": str(error)}
-        measured["seconds"] = round(time.monotonic() - begun, 1)
+        measured["seconds"] = round(error.seconds, 1)
     except Exception as error:  # whatever it is, the other cells go on
         measured["error"] = f"{type(error).__name__}: {error}"
     if measured["status"] != "failed":
@@ -168,7 +167,6 @@ def _measure_result(cell: Cell, corpus: "Corpus", result: dict[str, Any]) -> Row
         "steps_to_loss": next((step for step, loss, _ in logged if loss <= chance / 2), None),
         "steps": result["steps"],
         "seconds": result["seconds"],
-        "parameters": result["parameters"],
     }
 
 

@@ -20,6 +20,7 @@ from resseq.options import (
     ModelOptions,
     TrainOptions,
     check_values,
+    data_name,
     flag_of,
     from_python,
     settle,
@@ -53,9 +54,8 @@ VDCNN_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "depth": (9, 17, 29),
     "shortcut": ("projection",),
 }
-# These are no axes.
-SINGLE = {"task", "output_dir", "resume", "device", "dataloader_num_workers"}
-SINGLE |= {"text_column", "image_column", "label_column"}
+# These are no axes: what data it is, and what no number follows from.
+SINGLE = {"task", "text_column", "image_column", "label_column"} | MAY_DIFFER
 
 
 class Usual(tuple[Any, ...]):
@@ -121,7 +121,10 @@ class AblateOptions(Grid):
     """Train nothing; print the grid, the parameters of each shape and an estimate of the time."""
 
     def __post_init__(self) -> None:
-        """Raise for a flag without a value, and for a count that is too small; put in what is usual for images."""
+        """Raise for a flag without a value, a model or scheme that no grid can have, and a count that is too small.
+
+        Put in what is usual for images.
+        """
         for name in AXES:
             plural = PLURAL.get(name, name)
             if isinstance(self.values(name), Usual):
@@ -134,6 +137,11 @@ class AblateOptions(Grid):
             raise ValueError(
                 f"ablate: a model is {', '.join((*TEXT_MODELS, *IMAGE_MODELS))}, from scratch; got --model "
                 f"{strangers[0]}. Use one of them."
+            )
+        if strangers := [scheme for scheme in self.schemes if not isinstance(scheme, str | None)]:
+            raise ValueError(
+                f"ablate: a scheme is a name in resseq.SCHEMES; got schemes={strangers[0]!r}. Use a name; a scheme of "
+                f"your own goes to Stack(scheme=...) or TextTransformer(scheme=...)."
             )
         check_values(self, ("workers", "threads", "engine", "gpus_per_cell", "ray_address", "dry_run"))
 
@@ -154,7 +162,7 @@ class AblateOptions(Grid):
 
     @property
     def folder(self) -> Path:
-        data = "-".join(Path(name).stem for name in self.data)
+        data = "-".join(map(data_name, self.data))
         return Path(self.output_dir or f"runs/ablate-{data}")
 
     @property

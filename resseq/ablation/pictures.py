@@ -131,7 +131,7 @@ def draw_curves(findings: Findings, folder: Path) -> None:
     figure = Figure(figsize=(1.6 + 3.1 * columns, 0.6 + 2.7 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
     rows: list[list[Any]] = []
-    looks, seen = _looks(findings), set()
+    looks, ends = _looks(findings), []
     thin = len({row["seed"] for row in findings.rows}) > 1
     for index, (axes, depth) in enumerate(zip(panels, depths, strict=False)):
         for i, (line, look) in enumerate(looks.items()):
@@ -143,8 +143,7 @@ def draw_curves(findings: Findings, folder: Path) -> None:
                 markers = list(range(i * len(curve) // (4 * len(looks)), len(curve), max(1, len(curve) // 4)))
                 axes.plot([step for step, _ in curve], [loss for _, loss in curve], **style, markevery=markers)
                 if curve and row["status"] == "diverged":
-                    seen.add("diverged")
-                    _mark(axes, "diverged", *curve[-1], color=look["color"], clip_on=True, zorder=3)
+                    ends.append((axes, *curve[-1], look["color"]))
         axes.set_title(layers(depth), fontsize=10)
         if not any(at == depth and math.isfinite(loss) for _, at, _, _, loss in rows):
             axes.text(0.5, 0.5, "no finite loss", transform=axes.transAxes, ha="center", color=INK)
@@ -157,9 +156,11 @@ def draw_curves(findings: Findings, folder: Path) -> None:
         panels[0].set_ylim(0, 1.05 * min(max(losses), 1.5 * max(starts, default=math.inf)))
     else:
         panels[0].set(xticks=[], yticks=[])  # of all panels, which share their axes
+    for axes, step, loss, colour in ends:
+        _mark(axes, "diverged", step, min(loss, axes.get_ylim()[1]), color=colour, zorder=3)  # on the edge, if cut off
     figure.supxlabel("step", fontsize=10)
     figure.supylabel("training loss (nats)", fontsize=10)
-    _legend(figure, panels[0], seen)
+    _legend(figure, panels[0], {"diverged"} if ends else set())
     _save(figure, folder, "curves", ["scheme", "depth", "seed", "step", "loss"], rows)
 
 

@@ -1,6 +1,7 @@
 """What a grid found, told: a table, a sentence, pictures, and one page that holds all of it."""
 
 import csv
+import fcntl
 import json
 import statistics
 import textwrap
@@ -11,6 +12,7 @@ from typing import Any
 
 from resseq.ablation.cell import LEARNT, WELL_LEARNT
 from resseq.card import BASELINES
+from resseq.options import data_name
 from resseq.page import Block, page, shown
 
 # Values of these are different questions: what validates best on an easier data set is no better scheme. Each has a
@@ -71,8 +73,12 @@ class Findings:
 
     def _data_name(self, row: Row) -> str:
         """Short, unless two data sets would have one name."""
-        names = {each["data"]: Path(each["data"]).stem for each in self.rows}
+        names = {each["data"]: data_name(each["data"]) for each in self.rows}
         return names[row["data"]] if len(set(names.values())) == len(names) else row["data"]
+
+    def deepest(self, line: str) -> int:
+        """A line's greatest depth: resnet18 has no other than its own."""
+        return max(row["depth"] for row in self.rows if self.line_of(row) == line)
 
     def chosen(self, line: str, depth: int) -> list[Row]:
         """A line's rows at a depth, one a seed: of the settings that the axes give, the one that validates best."""
@@ -136,7 +142,7 @@ def _brackets(findings: Findings, rows: list[Row]) -> str:
     """The values that validation chose; nothing where there was no choice."""
     if not findings.tuned or not any(row["validation_accuracy"] is not None for row in rows):
         return ""
-    return f" [{', '.join(shown(rows[0][axis]) for axis in findings.tuned)}]"
+    return f" [{', '.join(_value(rows[0][axis]) for axis in findings.tuned)}]"
 
 
 def _legend(findings: Findings) -> str:
@@ -159,6 +165,11 @@ def _words(option: str) -> str:
     return option.replace("_", " ")
 
 
+def _value(value: Any) -> str:
+    """An option's value; None is what it has where nobody gives it."""
+    return "usual" if value is None else shown(value)
+
+
 def table(findings: Findings) -> str:
     """Schemes down, depths across, as text."""
     rows = _grid(findings)
@@ -168,11 +179,15 @@ def table(findings: Findings) -> str:
 
 
 def summary(findings: Findings) -> str:
-    """What happened at the deepest depth, and under which conditions."""
+    """What happened at the deepest depth, or at a model's own where it ends before, and under which conditions."""
     deepest = findings.depths[-1]
-    cells = [findings.chosen(line, deepest) for line in findings.lines]
-    found = [f"{line} {_result(rows, ' %')}" for line, rows in zip(findings.lines, cells, strict=True)]
-    how = f", each with the {_choice(findings)}" if any(_brackets(findings, rows) for rows in cells) else ""
+    cells = {line: findings.chosen(line, findings.deepest(line)) for line in findings.lines}
+    found = []
+    for line, rows in cells.items():
+        depth = rows[0]["depth"]
+        where = "" if depth == deepest else f" at {layers(depth)}"
+        found.append(f"{line}{where} {_result(rows, ' %')}")
+    how = f", each with the {_choice(findings)}" if any(_brackets(findings, rows) for rows in cells.values()) else ""
     beside = [
         f"{'the' if name == 'majority' else 'a'} {BASELINES[name]} {100 * value:.1f} %"
         for name, value in findings.baselines.items()
@@ -187,49 +202,53 @@ def _conditions(findings: Findings) -> str:
     """Start, learning rate, warm-up, budget and seeds: a claim without them says nothing."""
 
     def values(name: str) -> str:
-        return " or ".join(
-            f"{value:g}" if isinstance(value, float) else str(value) for value in _values(findings, name)
-        )
+        return " or ".join(map(_value, _values(findings, name)))
 
-    steps = _values(findings, "steps")
-    warmup = "no warm-up" if _values(findings, "warmup_steps") == [0] else f"warm-up {values('warmup_steps')} steps"
-    most = max(steps, default=0)
-    taken = f"{most:,} step{'s' if most > 1 else ''}" if most else "no step done"
-    budget = f"at most {taken}" if len(steps) > 1 else taken
-    seeds = len(_values(findings, "seed"))
-    start = f"Start {values('init')}, learning" if _values(findings, "init") else "Learning"
+    rises = values("warmup_steps")
+    warmup = {"0": "no warm-up", "usual": "the usual warm-up"}.get(rises, f"warm-up {rises} steps")
     whole = [row["steps"] for row in findings.rows if row["status"] not in ("diverged", "failed")]
+    most = max(whole, default=findings.setting.get("max_steps"))  # what diverged stopped before
+    budget = f"{most:,} step{'s' if most > 1 else ''}" if most else "no cell came to its end"
+    if most and set(_values(findings, "steps")) != {most}:
+        budget = f"at most {budget}"
+    seeds = len(_values(findings, "seed"))
+    start = "Learning" if _values(findings, "init") == [None] else f"Start {values('init')}, learning"
     cut = findings.setting.get("early_stopping_patience")
     few = f" (too few to tell: give --max-steps {FEW * 3})" if whole and max(whole) < FEW and not cut else ""
     return f"{start} rate {values('learning_rate')}, {warmup}, {budget}{few}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _values(findings: Findings, name: str) -> list[Any]:
-    return list(dict.fromkeys(row[name] for row in findings.rows if row[name] is not None))
+    return list(dict.fromkeys(row[name] for row in findings.rows))
 
 
 def write_report(findings: Findings, folder: Path) -> None:
-    """Write results.csv and results.json, each picture as PNG, SVG and CSV, report.md and report.html."""
+    """Write results.csv and results.json, each picture as PNG, SVG and CSV, report.md and report.html.
+
+    One process at a time: two commands that share a folder end together, and the page reads what was drawn for it.
+    """
     from resseq.ablation.pictures import draw_accuracy, draw_curves, draw_gradients
     from resseq.training.checkpoint import write_text
 
-    for draw in (draw_accuracy, draw_curves, draw_gradients):
-        draw(findings, folder)
-    with open(folder / "results.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(findings.rows[0]))
-        writer.writeheader()
-        writer.writerows(findings.rows)
-    told = {**asdict(findings), "summary": summary(findings)}
-    del told["curves"]  # they stand in curves.csv
-    write_text(folder / "results.json", json.dumps(told, indent=1, allow_nan=False))
-    blocks = _blocks(findings)
-    write_text(folder / "report.md", _markdown(blocks))
-    write_text(folder / "report.html", page(blocks, folder))
+    with open(folder / ".report.lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # waits; the system frees it when the file is closed
+        for draw in (draw_accuracy, draw_curves, draw_gradients):
+            draw(findings, folder)
+        with open(folder / "results.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(findings.rows[0]))
+            writer.writeheader()
+            writer.writerows(findings.rows)
+        told = {**asdict(findings), "summary": summary(findings)}
+        del told["curves"]  # they stand in curves.csv
+        write_text(folder / "results.json", json.dumps(told, indent=1, allow_nan=False))
+        blocks = _blocks(findings)
+        write_text(folder / "report.md", _markdown(blocks))
+        write_text(folder / "report.html", page(blocks, folder))
 
 
 def _blocks(findings: Findings) -> list[Block]:
     """The report, from the question to the command."""
-    data = Path(str(findings.setting.get("data", "several data sets"))).stem
+    data = data_name(findings.setting["data"]) if "data" in findings.setting else "several data sets"
     cells = sum(row["seconds"] or 0.0 for row in findings.rows)
     run = [list(findings.rows[0]), *([shown(value) for value in row.values()] for row in findings.rows)]
     setting = [["option", "value"], *([name, shown(value)] for name, value in findings.setting.items())]

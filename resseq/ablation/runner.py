@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Tell = Callable[[str], None]
 Record = dict[str, Any]
 POLL = 0.5  # seconds between two looks at the cells
+NOTE = 10  # seconds between two notes of how long the command has taken
 DEATHS = 3  # of its process, after which a cell has failed
 BAR = "{desc} |{bar}| {percentage:3.0f} % [{elapsed}<{remaining}]"
 
@@ -97,7 +98,7 @@ def ablate_with(options: AblateOptions, tell: Tell = lambda line: None) -> Ablat
     left = [cell for cell in cells if cell.name not in records]
     with _stoppable(tell):
         corpora = prepare_corpora(cells)
-        _check_same_data((cell for cell in cells if cell.name in records), corpora)
+        _check_same_data(cells, corpora)
         if left:
             records |= _Sweep(left, corpora, options, tell).run()
     findings = _findings(cells, options, records)
@@ -120,14 +121,16 @@ def prepare_corpora(cells: list[Cell]) -> dict["DataOptions", "Corpus"]:
     return {data: prepare(data) for data in dict.fromkeys(data_options(cell.options) for cell in cells)}
 
 
-def _check_same_data(done: Iterable[Cell], corpora: dict["DataOptions", "Corpus"]) -> None:
-    """Raise where the cells that are done were trained on other data than is there now."""
-    for cell in done:
+def _check_same_data(cells: list[Cell], corpora: dict["DataOptions", "Corpus"]) -> None:
+    """Raise where a cell, finished or not, was begun with other data than is there now."""
+    for cell in cells:
+        if not (cell.folder / "config.json").exists():
+            continue
         corpus = corpora[data_options(cell.options)]
         if changed := changed_parts(read_config(cell.folder)["fingerprint"], corpus.fingerprint):
             raise ValueError(
                 f"ablate: all cells of a folder share their data; got another {', '.join(changed)} in "
-                f"{cell.options.data} than the finished cells had. Restore it, or use another --output-dir."
+                f"{cell.options.data} than the cells there began with. Restore it, or use another --output-dir."
             )
 
 
@@ -156,6 +159,7 @@ class _Sweep:
     def __init__(self, cells: list[Cell], corpora: dict["DataOptions", "Corpus"], options: AblateOptions, tell: Tell):
         self.options, self.tell = options, tell
         self.begun, self.begun_at = time.monotonic(), round(time.time(), 3)
+        self.noted = self.begun
         self.pickled = {data: pickle.dumps(corpus) for data, corpus in corpora.items()}
         rows = {data: corpus.rows["train"] for data, corpus in corpora.items()}
         self.steps = {
@@ -194,6 +198,8 @@ class _Sweep:
                     for future in done:
                         engine.release(future)
                         self.take(self.running.pop(future), future)
+                    if time.monotonic() - self.noted > NOTE:
+                        self.note_seconds()
                     bar.n = sum(map(self.position, self.steps))
                     bar.set_description_str(f"{len(self.records)}/{len(self.steps)} cells")
             finally:
@@ -220,8 +226,9 @@ class _Sweep:
         self.note_seconds()
 
     def note_seconds(self) -> None:
-        """Add what this command has taken so far: a kill will not take it away."""
-        row = {"command": self.options.command, "begun": self.begun_at, "seconds": time.monotonic() - self.begun}
+        """Add what this command has taken so far: a kill takes away no more than what came after."""
+        self.noted = time.monotonic()
+        row = {"command": self.options.command, "begun": self.begun_at, "seconds": self.noted - self.begun}
         with open(self.options.folder / "commands.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -279,7 +286,8 @@ def _findings(cells: list[Cell], options: AblateOptions, records: dict[str, Reco
         rows=rows,
         curves={cell.name: [(step, loss) for step, loss, _ in curve(cell.folder)] for cell in cells},
         baselines=baselines[0] if baselines and all(found == baselines[0] for found in baselines) else {},
-        axes=options.axes,
+        # not one of which all values came to the same, as None and the model's own default do
+        axes=[axis for axis in options.axes if len({row[axis] for row in rows}) > 1],
         setting=_setting(cells, rows),
         command=options.command,
         seconds=_seconds(options.folder),

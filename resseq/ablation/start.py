@@ -31,6 +31,7 @@ def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float]:
     """Measure the first batch on a model like the one that is to be trained, and leave no trace in the generator.
 
     Returns:
+        parameters: of the model;
         saved_bytes: what autograd keeps for the backward pass, each storage once, without the parameters;
         gradient_norm_first, gradient_norm_last: ``‖∂loss/∂θ‖`` over the parameters of the first and of the last
             residual's sublayer;
@@ -55,6 +56,7 @@ def measure_start(options: TrainOptions, corpus: "Corpus") -> dict[str, float]:
             loss = summed_loss(logits, labels, options.label_smoothing_factor, weights) / len(labels)
         loss.backward()
     return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "saved_bytes": sum(saved.values()),
         "gradient_norm_first": _gradient_norm(first.sublayer),
         "gradient_norm_last": _gradient_norm(last.sublayer),

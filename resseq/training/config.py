@@ -50,7 +50,7 @@ class TrainingOptions:
     early_stopping_patience: int | None = None
     """Validations after which training ends if none was better: more right answers, or as many at a lower loss."""
     logging_steps: int = 10
-    """Optimizer steps to a row of metrics.jsonl."""
+    """Optimizer steps to a row of metrics.jsonl; the last row may have fewer."""
     inspect_every: int | None = None
     """Optimizer steps to a row with the signal and the gradient at each block; none unless given."""
     report_to: Literal["none", "tensorboard"] = "none"

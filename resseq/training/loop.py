@@ -37,11 +37,16 @@ T = TypeVar("T")
 
 
 class Diverged(ValueError):
-    """The loss or the gradient is no longer finite; the weights are those before the step."""
+    """A step's gradient is not finite, and the weights are those before it; or the validation loss after it is not.
 
-    def __init__(self, message: str, step: int):
+    Attributes:
+        step: which one.
+        seconds: of training until then, those before a resumption included.
+    """
+
+    def __init__(self, message: str, step: int, seconds: float):
         super().__init__(message)
-        self.step = step
+        self.step, self.seconds = step, seconds
 
 
 class Stopped(KeyboardInterrupt):
@@ -290,7 +295,7 @@ class Trainer:
                 self.step += 1
                 examples += sum(len(batch["labels"]) for batch in window)
                 elapsed = time.monotonic() - begun
-                logs = self.step % min(options.logging_steps, self.steps) == 0  # a short run, once
+                logs = self.step % options.logging_steps == 0
                 due = self.step % every == 0 or self.step == self.steps
                 if logs or due:
                     self.require_finite(self.step)
@@ -299,10 +304,10 @@ class Trainer:
                 bar.update()
                 if due:
                     self.validate()
+                self.seconds = before + time.monotonic() - begun
                 stopping = bool(caught)  # asked once: a signal that comes while saving stops after the next step
                 if due or stopping or self.step % (options.save_steps or every) == 0:
                     self.require_finite(self.step)
-                    self.seconds = before + time.monotonic() - begun
                     self.save()
         if caught:
             raise Stopped(
@@ -310,6 +315,8 @@ class Trainer:
                 f"Use the same command with --resume auto to go on.",
                 caught[0],
             )
+        if self.running[3] > 0:  # steps since the last row
+            self.log_training()
         self.model.load_state_dict(self.best_weights)
         assert self.best is not None
         return self.best
@@ -403,15 +410,20 @@ class Trainer:
     def require_finite(self, step: int) -> None:
         """Raise Diverged if the last gradient was not finite. One such spoils the weights, and so those after it."""
         if not torch.isfinite(self.gradient_norm):
-            raise Diverged(
-                f"train: the gradient must be finite; got norm={self.gradient_norm.item()} at step {step}. "
-                f"Use a lower --learning-rate or more --warmup-steps.",
-                step,
-            )
+            raise self.diverged(f"gradient must be finite; got norm={self.gradient_norm.item()}", step)
+
+    def diverged(self, what: str, step: int) -> Diverged:
+        fix = "Use a lower --learning-rate or more --warmup-steps."
+        return Diverged(f"train: the {what} at step {step}. {fix}", step, self.seconds)
 
     def validate(self) -> None:
-        """Measure on the validation data; keep the weights if they are the best so far."""
+        """Measure on the validation data; keep the weights if they are the best so far.
+
+        Raises: Diverged if the loss is not finite: after the last step no gradient would show it.
+        """
         metrics = measure(logits_of(self.compiled, self.validation, self.device, self.options.bf16))
+        if not math.isfinite(metrics.loss):
+            raise self.diverged(f"validation loss must be finite; got loss={metrics.loss}", self.step)
         found = metrics.scalars()
         if self.class_weights is not None:
             found["weighted_accuracy"] = metrics.weighted_accuracy(self.class_weights)
@@ -427,12 +439,12 @@ class Trainer:
 
 
 def better(found: dict[str, Any], best: dict[str, Any]) -> bool:
-    """More right answers, or as many at a lower loss; a loss that is NaN is never lower.
+    """More right answers, or as many at a lower loss.
 
     Where classes have weights in the loss they have them here: else always to answer the most frequent class, which
     the first steps may do, would be hard to beat.
     """
     name = "weighted_accuracy" if "weighted_accuracy" in found else "accuracy"
     if found[name] == best[name]:
-        return found["loss"] < best["loss"] or math.isnan(best["loss"])
+        return found["loss"] < best["loss"]
     return found[name] > best[name]
