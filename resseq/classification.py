@@ -140,7 +140,7 @@ def _fit(options: TrainOptions, corpus: "Corpus", encoder: "Bert | None") -> dic
     return _finish(trainer, trainer.train(), options, corpus)
 
 
-def _finish(trainer: "Trainer", best: dict[str, Any], options: TrainOptions, corpus: "Corpus") -> dict[str, Any]:
+def _finish(trainer: "Trainer", kept: dict[str, Any], options: TrainOptions, corpus: "Corpus") -> dict[str, Any]:
     """Measure the test split and leave the run folder whole."""
     from resseq.training.checkpoint import save_weights, write_manifest, write_text
     from resseq.training.metrics import logits_of, measure
@@ -150,7 +150,7 @@ def _finish(trainer: "Trainer", best: dict[str, Any], options: TrainOptions, cor
     measured = measure(logits_of(model, test, trainer.device, options.bf16))
     result = {
         "output_dir": str(folder),
-        "validation": best,
+        "validation": kept,
         "test": measured.scalars(),
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 1),
@@ -163,7 +163,7 @@ def _finish(trainer: "Trainer", best: dict[str, Any], options: TrainOptions, cor
     }
     save_weights(folder / "model.safetensors", model.state_dict())
     write_text(folder / "README.md", model_card(options, corpus, result))
-    draw_run(folder, best["step"], measured.confusion, corpus)
+    draw_run(folder, kept["step"], measured.confusion, corpus)
     write_manifest(folder, (*WHOLE, f"{corpus.reader.name}.json"))
     write_text(folder / "result.json", json.dumps(result, indent=2))  # last: with it the run is finished
     return result

@@ -150,7 +150,7 @@ def same(run: Path, whole: Path) -> None:
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
     ours, theirs = checkpoints(run)[-1], checkpoints(whole)[-1]
     assert ours.name == theirs.name
-    for name in ("model.safetensors", "best.safetensors"):
+    for name in ("model.safetensors", "kept.safetensors"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
     ours, theirs = load_state(ours), load_state(theirs)
     assert torch.equal(ours["rng"], theirs["rng"])

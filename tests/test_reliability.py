@@ -28,7 +28,7 @@ Checkpoint and run folder
 
 Numbers
     22 gradient not finite              test_training: test_a_gradient_that_is_not_finite_stops_before_the_update
-    24 metric NaN                       test_training: test_a_metric_that_is_nan_is_never_best
+    24 metric NaN                       test_training: test_weights_that_are_nan_are_never_kept
     25 same seed                        test_training: test_the_same_seed_gives_the_same_log
     26 short last window                test_training: test_accumulation_equals_one_large_batch_also_in_a_short_window
                                         test_class_weights_are_scaled_over_a_window
@@ -192,7 +192,7 @@ def test_damage_to_a_finished_run_is_named(run, name, kind):
         assert str(run) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "best.safetensors", "state.pt", "manifest.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "kept.safetensors", "state.pt", "manifest.json"])
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_to_a_checkpoint_is_passed_over(run, name, kind, caplog):
     newest, before = reversed(checkpoints(run))
@@ -245,18 +245,18 @@ class Touch:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "best.safetensors", "state.pt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "kept.safetensors", "state.pt"])
 def test_a_pickle_is_refused_and_not_executed(run, data, name, tmp_path):
     """Even where the manifest was made to fit."""
     unfinish(run)
     newest = newest_checkpoint(run)
     bomb = pickle.dumps(Touch(str(tmp_path / "executed")), protocol=2)
     (newest / name).write_bytes(bomb)
-    write_manifest(newest, ["model.safetensors", "best.safetensors", "state.pt"])
+    write_manifest(newest, ["model.safetensors", "kept.safetensors", "state.pt"])
     with pytest.raises(ValueError, match=f"as it was written; got .*{name}"):
         train(run, data, resume="auto")
     torch.save(Touch(str(tmp_path / "executed")), newest / name)
-    write_manifest(newest, ["model.safetensors", "best.safetensors", "state.pt"])
+    write_manifest(newest, ["model.safetensors", "kept.safetensors", "state.pt"])
     with pytest.raises(ValueError, match=f"as it was written; got .*{name}"):
         train(run, data, resume="auto")
     assert not (tmp_path / "executed").exists()

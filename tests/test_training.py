@@ -12,7 +12,7 @@ from resseq import Stack, TextConvNet
 from resseq.data.batching import LengthBatches, Tokens, collate
 from resseq.training.checkpoint import Damaged, checkpoints, load_state, load_weights, save_checkpoint, save_weights
 from resseq.training.config import TrainingOptions
-from resseq.training.loop import Diverged, Trainer, better, calibrate, choose_device, chunks, make_optimizer, schedule
+from resseq.training.loop import Diverged, Trainer, calibrate, choose_device, chunks, make_optimizer, schedule
 from resseq.training.metrics import Metrics, logits_of, measure
 
 VOCAB, CLASSES, ROWS = 20, 3, 40
@@ -237,21 +237,44 @@ def test_the_log_holds_all_steps_once_however_the_training_ends(tmp_path, option
     assert logged(again) == steps
 
 
-def test_early_stopping_keeps_the_best_weights(tmp_path):
+def test_early_stopping(tmp_path):
     run = trainer(tmp_path / "run", early_stopping_patience=2, num_train_epochs=50, learning_rate=0.05)
-    best = run.train()
+    kept = run.train()
     rows = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     seen = [
         (row["validation_accuracy"], -row["validation_loss"], row["step"]) for row in rows if "validation_loss" in row
     ]
     assert len(seen) < 50
-    top = max(seen, key=lambda row: row[:2])
-    assert (best["accuracy"], -best["loss"], best["step"]) == top
-    assert seen[-1][2] - top[2] == 2 * run.per_epoch
-    assert measure(logits_of(run.model, run.validation, run.device)).loss == best["loss"]
+    assert seen[-1][2] - max(seen, key=lambda row: row[:2])[2] == 2 * run.per_epoch
+    assert measure(logits_of(run.model, run.validation, run.device)).loss == kept["loss"]
 
 
-def test_a_metric_that_is_nan_is_never_best(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("right", "kept"),
+    [
+        ([70, 90, 88, 86, 80], 3),  # the standard error of 90 in 100 is 3
+        ([70, 90, 86, 91, 89], 5),
+        ([90, 70, 60, 50, 40], 1),
+        ([50, 51, 52, 53, 54], 5),
+        ([100, 100, 99, 98, 97], 2),
+    ],
+)
+def test_the_latest_weights_within_a_standard_error_of_the_highest_accuracy_are_kept(
+    right, kept, tmp_path, monkeypatch
+):
+    run, found, weights = trainer(tmp_path / "run", max_steps=5, eval_steps=1), iter(right), []
+
+    def measure_next(batches):
+        weights.append(run.model.head.weight.detach().clone())
+        count = next(found)
+        return Metrics(0.5, count / 100, 0.5, [[count, 100 - count], [0, 0]])
+
+    monkeypatch.setattr("resseq.training.loop.measure", measure_next)
+    assert run.train()["step"] == kept
+    assert torch.equal(run.model.head.weight, weights[kept - 1])
+
+
+def test_weights_that_are_nan_are_never_kept(tmp_path, monkeypatch):
     """No gradient follows the last step: the weights that it spoilt are seen where they are validated."""
     run = trainer(tmp_path / "run", max_steps=4, eval_steps=2)
 
@@ -263,7 +286,7 @@ def test_a_metric_that_is_nan_is_never_best(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "take_step", take_step)
     with pytest.raises(Diverged, match=r"validation loss must be finite; got loss=nan at step 4\. Use a lower"):
         run.train()
-    assert run.best["step"] == 2
+    assert run.kept["step"] == 2
     assert "NaN" not in run.log_file.read_text()
 
 
@@ -271,24 +294,38 @@ def test_where_classes_have_weights_right_answers_have_them_too():
     always_common = Metrics(0.3, 0.9, 0.47, [[90, 0], [10, 0]])
     balanced = Metrics(0.6, 0.8, 0.63, [[72, 18], [2, 8]])
     weights = torch.tensor([100 / 180, 100 / 20])
-    found = [metrics.scalars() for metrics in (always_common, balanced)]
-    assert not better(found[1], found[0])
-    for metrics, scores in zip((always_common, balanced), found, strict=True):
-        scores["weighted_accuracy"] = metrics.weighted_accuracy(weights)
-    assert [scores["weighted_accuracy"] for scores in found] == pytest.approx([0.5, 0.8])
-    assert better(found[1], found[0])
+    found = [metrics.weighted_accuracy(weights)[0] for metrics in (always_common, balanced)]
+    assert found == pytest.approx([0.5, 0.8])
+    assert always_common.weighted_accuracy(None) == pytest.approx((0.9, math.sqrt(0.9 * 0.1 / 100)))
+
+
+def test_the_standard_error_of_a_weighted_accuracy():
+    """It is the spread of the accuracy over samples like this one."""
+    torch.manual_seed(0)
+    weights, labels = torch.tensor([0.5, 2.0, 4.0]), torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 400, True)
+    chances = torch.tensor([0.9, 0.6, 0.3])
+    found = []
+    for _ in range(500):
+        drawn = labels[torch.randint(len(labels), (len(labels),))]
+        right = torch.bincount(drawn[torch.rand(len(drawn)) < chances[drawn]], minlength=3)
+        wrong = torch.bincount(drawn, minlength=3) - right
+        confusion = [[right[0], wrong[0], 0], [wrong[1], right[1], 0], [wrong[2], 0, right[2]]]
+        found.append(Metrics(0.0, 0.0, 0.0, [[int(n) for n in row] for row in confusion]).weighted_accuracy(weights))
+    accuracies, errors = torch.tensor(found).T
+    assert errors.mean().item() == pytest.approx(accuracies.std().item(), rel=0.15)
 
 
 def test_class_weights_choose_the_weights_that_are_kept(tmp_path):
     run = trainer(tmp_path / "run", num_train_epochs=8, learning_rate=0.05)
     run.class_weights = torch.tensor([5.0, 1.0, 0.1])
-    best = run.train()
+    kept = run.train()
     rows = [json.loads(line) for line in run.log_file.read_text().splitlines() if "validation_loss" in line]
     scores = [row["validation_weighted_accuracy"] for row in rows]
-    assert best["weighted_accuracy"] == max(scores) > min(scores)
+    assert run.highest[0] == max(scores) > min(scores)
+    assert kept["weighted_accuracy"] >= max(scores) - run.highest[2]
     logits, labels = (torch.cat(parts) for parts in zip(*logits_of(run.model, run.validation, run.device), strict=True))
     counts = run.class_weights[labels]
-    assert best["weighted_accuracy"] == pytest.approx((counts[logits.argmax(1) == labels].sum() / counts.sum()).item())
+    assert kept["weighted_accuracy"] == pytest.approx((counts[logits.argmax(1) == labels].sum() / counts.sum()).item())
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])

@@ -48,7 +48,8 @@ class TrainingOptions:
     save_steps: int | None = None
     """Optimizer steps between checkpoints, beside those at each validation."""
     early_stopping_patience: int | None = None
-    """Validations after which training ends if none was better: more right answers, or as many at a lower loss."""
+    """Validations after which training ends if none was better: more right answers, or as many at a lower loss. Kept
+    are the latest weights that no earlier ones beat by more than a standard error of their validation accuracy."""
     logging_steps: int = 10
     """Optimizer steps to a row of metrics.jsonl; the last row may have fewer."""
     inspect_every: int | None = None

@@ -193,9 +193,12 @@ class Trainer:
     """Trains a model in a run folder; a run that was stopped goes on from its checkpoint exactly.
 
     The model takes a batch's entries but "labels" as keywords and returns logits (B, C). The loader's batch sampler has
-    ``set_epoch(epoch)`` and ``start_at(batches)``: its order is a function of the epoch alone. The weights with the
-    best accuracy on the validation batches (of equals, the lowest loss; of those, the first) are kept. With
-    class_weights it is the weighted accuracy.
+    ``set_epoch(epoch)`` and ``start_at(batches)``: its order is a function of the epoch alone. Of the weights
+    that are validated the latest are kept whose accuracy is within a standard error of the highest: between such the
+    noise of few examples would choose, and later ones have learnt at a lower rate. With class_weights it is the
+    weighted accuracy.
+
+    Source: Breiman et al. 1984, Classification and Regression Trees, section 3.4.3 (the rule of one standard error).
 
     Args:
         class_weights: what an example of each class counts in the training loss, (C,), 1 in the mean over all
@@ -220,13 +223,14 @@ class Trainer:
         self.compiled: Any = torch.compile(model) if options.torch_compile else model
         self.per_epoch = options.steps_per_epoch(len(loader))
         self.steps = options.steps(len(loader))
-        self.step, self.patience, self.seconds = 0, 0, 0.0  # patience: validations since the best
+        self.step, self.patience, self.seconds = 0, 0, 0.0  # patience: validations since the highest
         self.gradient_norm = torch.zeros(())  # of the last gradient
         self.checks_each_step = device.type == "cpu"  # elsewhere asking waits for the device
         self.class_weights = class_weights  # on the CPU: reading them from another device would wait for it
         self.running = torch.zeros(4, device=device)  # since the last row: summed loss, weight, right answers, examples
-        self.best: dict[str, Any] | None = None
-        self.best_weights: dict[str, Tensor] = {}
+        self.highest = (-1.0, -math.inf, 0.0)  # accuracy and -loss in validation, and the accuracy's standard error
+        self.kept: dict[str, Any] = {}  # the validation of the weights that are kept
+        self.kept_weights: dict[str, Tensor] = {}
         self.log_file = folder / "metrics.jsonl"
         self.tracker: Tracker | None = None
 
@@ -237,10 +241,10 @@ class Trainer:
             return 0
         state = load_state(found)
         restore(self.model, found / "model.safetensors")
-        self.best_weights = load_weights(found / "best.safetensors")
+        self.kept_weights = load_weights(found / "kept.safetensors")
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.patience, self.seconds = state["step"], state["patience"], state["seconds"]
-        self.running, self.best = state["running"].to(self.device), state["best"]
+        self.running, self.highest, self.kept = state["running"].to(self.device), state["highest"], state["kept"]
         torch.set_rng_state(state["rng"])
         device_rng = state.get(f"{self.device.type}_rng")  # None where the run began on another kind of device
         if self.device.type == "cuda" and device_rng is not None:
@@ -256,7 +260,8 @@ class Trainer:
             "step": self.step,
             "patience": self.patience,
             "seconds": self.seconds,
-            "best": self.best,
+            "highest": self.highest,
+            "kept": self.kept,
             "running": self.running,
             "log": self.log_file.read_text() if self.log_file.exists() else "",
             "optimizer": self.optimizer.state_dict(),
@@ -266,7 +271,7 @@ class Trainer:
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         elif self.device.type == "mps":
             state["mps_rng"] = torch.mps.get_rng_state()
-        save_checkpoint(self.folder, self.step, {"model": self.model.state_dict(), "best": self.best_weights}, state)
+        save_checkpoint(self.folder, self.step, {"model": self.model.state_dict(), "kept": self.kept_weights}, state)
 
     def log(self, **row: Any) -> None:
         """Add a row to metrics.jsonl, and to the tracker's."""
@@ -276,7 +281,7 @@ class Trainer:
             self.tracker.write(self.step, row)
 
     def train(self) -> dict[str, Any]:
-        """Train to the end, load the best weights into the model and return the validation that chose them.
+        """Train to the end, load the weights that were kept into the model and return the validation that chose them.
 
         Raises: Diverged; Stopped, with the run saved, when a signal asks for the end.
         """
@@ -317,9 +322,8 @@ class Trainer:
             )
         if self.running[3] > 0:  # steps since the last row
             self.log_training()
-        self.model.load_state_dict(self.best_weights)
-        assert self.best is not None
-        return self.best
+        self.model.load_state_dict(self.kept_weights)
+        return self.kept
 
     @property
     def over(self) -> bool:
@@ -417,34 +421,27 @@ class Trainer:
         return Diverged(f"train: the {what} at step {step}. {fix}", step, self.seconds)
 
     def validate(self) -> None:
-        """Measure on the validation data; keep the weights if they are the best so far.
+        """Measure on the validation data; keep the weights if none before were better by more than a standard error.
+
+        With a class's weight in the loss, its examples count as much here: else always to answer the most frequent
+        class, which the first steps may do, would be hard to beat.
 
         Raises: Diverged if the loss is not finite: after the last step no gradient would show it.
         """
         metrics = measure(logits_of(self.compiled, self.validation, self.device, self.options.bf16))
         if not math.isfinite(metrics.loss):
             raise self.diverged(f"validation loss must be finite; got loss={metrics.loss}", self.step)
-        found = metrics.scalars()
+        found, (accuracy, error) = metrics.scalars(), metrics.weighted_accuracy(self.class_weights)
         if self.class_weights is not None:
-            found["weighted_accuracy"] = metrics.weighted_accuracy(self.class_weights)
+            found["weighted_accuracy"] = accuracy
         self.log(**{f"validation_{name}": value for name, value in found.items()})
-        if self.best is None or better(found, self.best):
-            self.best = {"step": self.step, **found}
-            self.best_weights = {
-                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
-            }
-            self.patience = 0
+        if (accuracy, -metrics.loss) > self.highest[:2]:
+            self.highest, self.patience = (accuracy, -metrics.loss, error), 0
         else:
             self.patience += 1
-
-
-def better(found: dict[str, Any], best: dict[str, Any]) -> bool:
-    """More right answers, or as many at a lower loss.
-
-    Where classes have weights in the loss they have them here: else always to answer the most frequent class, which
-    the first steps may do, would be hard to beat.
-    """
-    name = "weighted_accuracy" if "weighted_accuracy" in found else "accuracy"
-    if found[name] == best[name]:
-        return found["loss"] < best["loss"]
-    return found[name] > best[name]
+        highest, _, error = self.highest
+        if accuracy >= highest - error:  # of two that chance may have put in this order, the later has learnt more
+            self.kept = {"step": self.step, **found}
+            self.kept_weights = {
+                name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()
+            }

@@ -24,10 +24,21 @@ class Metrics:
     def scalars(self) -> dict[str, float]:
         return {name: value for name, value in asdict(self).items() if name != "confusion"}
 
-    def weighted_accuracy(self, weights: Tensor) -> float:
-        """Share of right answers, each counting what its class weighs; weights (C,)."""
-        confusion, weights = torch.tensor(self.confusion).double(), weights.double()
-        return (weights @ confusion.diag() / (weights @ confusion.sum(1))).item()
+    def weighted_accuracy(self, weights: Tensor | None) -> tuple[float, float]:
+        """Share a of right answers, each counting what its class weighs, and a's standard error.
+
+        ``a = Σ w r / Σ w``, ``√(Σ w² (r − a)²) / Σ w``, r 1 where the answer is right and else 0; without weights
+        ``√(a (1 − a) / n)``.
+
+        Shapes: weights (C,), 1 unless given.
+        """
+        confusion = torch.tensor(self.confusion).double()
+        weights = torch.ones(len(confusion)).double() if weights is None else weights.double()
+        right, wrong = confusion.diag(), confusion.sum(1) - confusion.diag()
+        total = weights @ (right + wrong)
+        accuracy = weights @ right / total
+        error = (weights.square() @ (right * (1 - accuracy) ** 2 + wrong * accuracy**2)).sqrt() / total
+        return accuracy.item(), error.item()
 
     def by_class(self, classes: list[str]) -> dict[str, dict[str, float]]:
         """Each class's precision, recall, F1 and rows."""
