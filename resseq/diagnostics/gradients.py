@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resseq.diagnostics.signal import OUTPUT, Row
-from resseq.diagnostics.stream import is_one_stream, replace_first, stream_of
+from resseq.diagnostics.stream import is_one_stream, stream_of
 from resseq.merges import at_least_float32
 
 
@@ -26,8 +26,8 @@ class Gradients:
       ``weight_norm``: ‖W‖; ``block_gradient_norm``: the gradient of all parameters of a block together.
 
     The stream's gradients are reduced inside the hooks, and δ_N alone is kept; the parameters' are held until the
-    backward pass ends. No parameter's ``.grad`` changes. A block that reads what no gradient would reach (data, or what
-    frozen layers made of it) reads a copy that one does.
+    backward pass ends. No parameter's ``.grad`` changes. There is no ``gradient_norm`` where a block reads a parameter
+    itself, or what frozen layers made of token ids.
 
     Source: He et al. 2016, arXiv:1603.05027, eq. 5 (the two parts).
     """
@@ -35,7 +35,6 @@ class Gradients:
     def __init__(self, blocks: dict[str, nn.Module]):
         self.blocks = blocks
         self.names: list[str] = []  # of the blocks as they ran
-        self.leaves: list[Tensor] = []  # of which blocks read copies
         self.end: Tensor | None = None  # δ_N
         self.norms: dict[int, Tensor] = {}
         self.rows: list[Row] = []
@@ -49,22 +48,17 @@ class Gradients:
                 stack.enter_context(block.register_forward_hook(partial(self._leave, name), with_kwargs=True))
             yield self
 
-    def _enter(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not is_one_stream(block, args, kwargs) or not torch.is_grad_enabled():
-            return None
-        stream = stream_of((args, kwargs), type(block).__name__)
-        if stream.is_leaf:  # and so has no gradient, or keeps its hooks: a parameter
-            self.leaves.append(stream.detach().requires_grad_())
-            stream = self.leaves[-1].clone()  # a block may write into it, though not into a leaf
-            args, kwargs = replace_first((args, kwargs), stream)
-        stream.register_hook(partial(self._reduce, len(self.names)))  # of the value that it has now
-        return args, kwargs
+    def _enter(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        if is_one_stream(block, args, kwargs):
+            stream = stream_of((args, kwargs), type(block).__name__)
+            if not stream.is_leaf:  # a leaf has no gradient, or would keep the hook
+                stream.register_hook(partial(self._reduce, len(self.names)))  # of the value that it has now
 
     def _leave(self, name: str, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self.names.append(name)
         if is_one_stream(block, args, kwargs):
             stream = stream_of(output, type(block).__name__)
-            if stream.requires_grad:
+            if not stream.is_leaf:
                 stream.register_hook(partial(self._reduce_end, len(self.names)))
 
     def _reduce_end(self, depth: int, gradient: Tensor) -> None:
@@ -79,12 +73,12 @@ class Gradients:
             through = (gradient - self.end).norm() / self.end.norm()
             self.rows.append((depth, self.names[depth], "gradient_through_branches", through))
 
-    def backward(self, model: nn.Module, loss: Tensor) -> None:
-        """One backward pass, from the loss to every parameter and to what the blocks read."""
+    def backward(self, model: nn.Module, loss: Tensor, leaves: list[Tensor]) -> None:
+        """One backward pass, from the loss to every parameter and to the leaves of the model's inputs."""
         # one that several blocks share, as ReZero's two of a layer do, counts in each
         named = model.named_parameters(remove_duplicate=False)
         parameters = [(path, parameter) for path, parameter in named if parameter.requires_grad]
-        sources = [*dict.fromkeys(parameter for _, parameter in parameters), *self.leaves]
+        sources = [*dict.fromkeys(parameter for _, parameter in parameters), *leaves]
         gradients = dict(zip(sources, torch.autograd.grad(loss, sources, allow_unused=True), strict=True))
         for depth, norm in sorted(self.norms.items()):
             name = self.names[depth] if depth < len(self.names) else OUTPUT

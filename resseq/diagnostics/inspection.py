@@ -11,7 +11,7 @@ from resseq.diagnostics.gradients import Gradients
 from resseq.diagnostics.operations import Operations
 from resseq.diagnostics.report import Report
 from resseq.diagnostics.signal import Row, Signal
-from resseq.diagnostics.stream import detached, mask_of, stream_of
+from resseq.diagnostics.stream import fresh, mask_of, stream_of
 
 
 def inspect(
@@ -50,7 +50,7 @@ def inspect(
     found = find_blocks(model, blocks)
     mask = mask_of(model, inputs, keywords)
     signal, operations, gradients = Signal(found, mask), Operations(found, mask), Gradients(found)
-    inputs, keywords = detached(inputs, keywords)
+    inputs, keywords, leaves = fresh(inputs, keywords)
     with torch.enable_grad():
         with signal.watching(), gradients.watching(), operations.watching():
             output = model(*inputs, **keywords)
@@ -60,8 +60,8 @@ def inspect(
                 f"Use other blocks."
             )
         scalar = loss_of(output, loss)
-        if scalar.requires_grad:  # nothing does in a model that is frozen, where the stream is several tensors
-            gradients.backward(model, scalar)
+        if scalar.requires_grad:  # nothing does in a model that is frozen
+            gradients.backward(model, scalar, leaves)
     rows = signal.rows + operations.rows + gradients.rows
     return Report(_numbers(rows), {name: kind_of(block) for name, block in found.items()})
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resseq.diagnostics.blocks import Blocks, find_blocks
 from resseq.diagnostics.inspection import loss_of
 from resseq.diagnostics.signal import Signal
-from resseq.diagnostics.stream import detached, mask_of
+from resseq.diagnostics.stream import fresh, mask_of
 from resseq.stack import Stack, parameter_groups
 
 if TYPE_CHECKING:
@@ -57,14 +57,14 @@ def coordinate_check(
     stacks = [part for part in trained.modules() if isinstance(part, Stack)]
     devices = {parameter.get_device() for parameter in trained.parameters() if parameter.is_cuda}
     mask = mask_of(model, inputs, keywords)
-    inputs, keywords = detached(inputs, keywords)
     rows: list[tuple[int, str, int, str, float]] = []
     with torch.random.fork_rng(devices), torch.enable_grad():
         for step in range(steps + 1):
             for stack in stacks:
                 stack.set_step(step + 1)
+            arguments, named, _ = fresh(inputs, keywords)
             with Signal(found, mask).watching() as signal:
-                output = trained(*inputs, **keywords)
+                output = trained(*arguments, **named)
             sizes = [row for row in signal.rows if row[2] == "stream_size"]
             rows += [(depth, path, step, name, value.item()) for depth, path, name, value in sizes]
             if step < steps:

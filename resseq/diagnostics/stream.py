@@ -59,28 +59,43 @@ def is_one_stream(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return not isinstance(block, Residual) or isinstance(args[0] if args else kwargs["stream"], Tensor)
 
 
-def detached(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A model's arguments without the graph and the gradients of their tensors, which stay as they are."""
-    cut = [value.detach() if isinstance(value, Tensor) else value for value in (*inputs, *keywords.values())]
-    return tuple(cut[: len(inputs)]), dict(zip(keywords, cut[len(inputs) :], strict=True))
+def fresh(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
+    """A model's arguments, whose floating tensors it may write into, and the leaves at which their gradients arrive.
+
+    The caller's own tensors stay as they are. A mask gets no gradient.
+    """
+    leaves: list[Tensor] = []
+
+    def copy_of(value: Any, name: str = "") -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or "mask" in name:
+            return value
+        leaves.append(value.detach().requires_grad_())
+        return leaves[-1].clone()
+
+    return tuple(map(copy_of, inputs)), {name: copy_of(value, name) for name, value in keywords.items()}, leaves
 
 
 def mask_of(model: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor | None:
     """(B, L) bool, True = real, from the mask among a model's arguments; None where there is none."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
     given = dict(zip(parameters, inputs, strict=False)) | keywords
-    torchs = any(name in parameters for name in PADDING_MASKS)  # there ``mask`` says who sees whom
+    torchs = any(name in (*parameters, *keywords) for name in PADDING_MASKS)  # there ``mask`` says who sees whom
     masks = [given.get(name) for name in (PADDING_MASKS if torchs else MASKS)]
     mask = next((mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2), None)
-    return mask if mask is None else mask.bool() != torchs
+    if mask is None:
+        return None
+    if mask.is_floating_point() and not (mask > 0).any():  # numbers that are added to scores
+        return mask == 0
+    return mask.bool() != torchs
 
 
 class Layout:
     """Brings what a block takes and gives into one order of axes: samples, positions, features.
 
-    Features stand along axis 1 where that is as wide as one of the block's convolutions or batch norms, and last
-    elsewhere; a block without weights goes by all blocks' convolutions. Positions stand before samples where attention
-    is torch's with ``batch_first=False``.
+    Features stand along axis 1 in a block of convolutions or batch norms. Where it holds a linear map too, one of them
+    has to be as wide as that axis, and no linear map may read the last. Elsewhere they stand last. A block without
+    weights goes by all blocks. Positions stand before samples where blocks are torch's own layers, or its attention,
+    with ``batch_first=False``.
 
     Args:
         blocks: all of them.
@@ -88,12 +103,13 @@ class Layout:
     """
 
     def __init__(self, block: nn.Module, blocks: Iterable[nn.Module], mask: Tensor | None):
-        everything = [part for each in blocks for part in each.modules()]
+        blocks = list(blocks)
         weighted = next(block.parameters(), None) is not None
-        parts = list(block.modules()) if weighted else everything
+        parts = [part for each in ([block] if weighted else blocks) for part in each.modules()]
         self.widths = {width for part in parts for width in _widths(part)}
-        self.has_linear = any(isinstance(part, nn.Linear) for part in parts)
-        self.batch_second = any(isinstance(part, nn.MultiheadAttention) and not part.batch_first for part in everything)
+        self.linears = {part.in_features for part in parts if isinstance(part, nn.Linear)}
+        attentions = map(_attention, blocks)
+        self.batch_second = any(isinstance(a, nn.MultiheadAttention) and not a.batch_first for a in attentions)
         self.lanes = isinstance(block, Residual) and not isinstance(block.connection, OneStream)
         self.mask = mask
 
@@ -101,19 +117,27 @@ class Layout:
         """x with its features last, (B, …, D)."""
         if x.ndim == 3 and self.batch_second:
             return x.transpose(0, 1)
-        both = (
-            x.ndim == 3 and self.has_linear and x.shape[-1] in self.widths
-        )  # a Conformer's text, as long as it is wide
-        return x.movedim(1, -1) if x.ndim > 2 and x.shape[1] in self.widths and not both else x
+        if x.ndim < 3 or not self.widths:
+            return x
+        image = x.ndim > 3 and x.shape[1] == x.shape[-1]  # as many channels as columns
+        wide = x.shape[1] in self.widths and (image or x.shape[-1] not in self.linears)
+        return x.movedim(1, -1) if wide or not self.linears else x
 
     def real(self, shape: tuple[int, ...]) -> Tensor | None:
-        """The mask of positions (B, L'): where a convolutional net kept ⌈L/s⌉ of them, every s-th; None of others."""
+        """The mask of positions (B, L'): where a convolutional net halved their number, every s-th; None of others."""
         if self.mask is None or len(shape) < 2:
             return None
-        mask = self.mask
-        if self.widths and shape[1]:
-            mask = mask[:, :: -(-mask.shape[1] // shape[1])]
+        length = self.mask.shape[1]
+        strides = [2**n for n in range(length.bit_length())] if self.widths else [1]
+        stride = next((s for s in strides if shape[1] in (length // s, -(-length // s))), 1)
+        mask = self.mask[:, ::stride][:, : shape[1]]
         return mask if mask.shape == shape[:2] else None
+
+
+def _attention(block: nn.Module) -> Any:
+    """The attention that a block is, or that a layer of torch's own begins with."""
+    inner: Any = block.sublayer if isinstance(block, Residual) else block
+    return getattr(inner, "self_attn", inner)
 
 
 def _widths(part: nn.Module) -> tuple[int, ...]:
