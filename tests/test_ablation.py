@@ -18,7 +18,7 @@ import tyro
 
 import resseq
 from resseq.ablation import engines, runner, start
-from resseq.ablation.cell import chance_loss, judge, read_record, run_cell
+from resseq.ablation.cell import chance_loss, judge, last_tenth, read_record, run_cell
 from resseq.ablation.grid import AblateOptions, as_options, cells_of
 from resseq.ablation.plan import plan
 from resseq.cli import main
@@ -686,11 +686,16 @@ def test_the_start_is_measured_whatever_the_stream_is(scheme, data, corpus):
         ([2.0, 0.9, 9.0, 0.5], 0.5, "unstable"),  # as a mean over its last steps shows nothing of
         ([2.0, 0.9, 1.99], 1.99, "unstable"),
         ([9.0, 1.5, 0.5], 0.5, "finished"),  # a bad start is none
-        ([], None, "finished"),
     ],
 )
 def test_what_became_of_a_run(losses, end, status):
     assert judge(losses, end, chance=2.0) == status
+
+
+def test_the_end_of_a_training_is_the_mean_of_its_last_tenth_by_steps():
+    rows = [(10, 9.0, 0.0), (20, 3.0, 0.1), (30, 2.0, 0.5), (31, 1.0, 0.6)]
+    assert last_tenth(rows, 31) == pytest.approx(((10 * 2.0 + 1.0) / 11, (10 * 0.5 + 0.6) / 11))
+    assert last_tenth(rows[:1], 31) == (9.0, 0.0)
 
 
 def test_a_cell_trains_for_300_steps_unless_it_is_told_otherwise(tmp_path):

@@ -402,6 +402,17 @@ def test_the_gradient_of_data_counts_all_its_uses():
     assert found.series("gradient_norm")[0] == pytest.approx(x.grad.norm().item())
 
 
+def test_blocks_within_blocks_have_their_own_gradients():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 4)), torch.randn(3, 4)
+    inner = model[0][1]
+    found = inspect(model, x, blocks=[inner, model[0]]).frame.query("statistic == 'gradient_norm'")
+    alone = [inspect(model, x, blocks=[block]).series("gradient_norm")[0] for block in (inner, model[0])]
+    assert dict(zip(found["module"], found["value"], strict=True)) == pytest.approx(
+        {"0.1": alone[0], "0": alone[1], "output": inspect(model, x, blocks=[model[0]]).series("gradient_norm")[1]}
+    )
+
+
 class Latents(nn.Module):
     """A stream that begins as a parameter."""
 

@@ -153,8 +153,7 @@ def _measure_result(cell: Cell, corpus: "Corpus", result: dict[str, Any]) -> Row
     """The part of a row that a finished run gives."""
     chance = chance_loss(corpus.splits["train"], len(corpus.classes), cell.options)
     logged = curve(cell.folder)
-    last = [row for row in logged if row[0] > 0.9 * result["steps"]] or logged[-1:]
-    loss, accuracy = (sum(row[i] for row in last) / len(last) if last else None for i in (1, 2))
+    loss, accuracy = last_tenth(logged, result["steps"])
     return {
         "status": judge([row[1] for row in logged], loss, chance),
         "validation_accuracy": result["validation"]["accuracy"],
@@ -170,14 +169,26 @@ def _measure_result(cell: Cell, corpus: "Corpus", result: dict[str, Any]) -> Row
     }
 
 
-def judge(losses: list[float], end: float | None, chance: float) -> str:
+def last_tenth(logged: list[tuple[int, float, float]], steps: int) -> tuple[float, float]:
+    """Mean loss and accuracy of the rows that end in the last tenth of the steps, or of the last row."""
+    ends = [step for step, _, _ in logged]
+    counts = [end - before for end, before in zip(ends, [0, *ends], strict=False)]  # of steps; the last may have fewer
+    first = min(sum(end <= 0.9 * steps for end in ends), len(ends) - 1)
+    loss, accuracy = (
+        sum(row[i] * count for row, count in zip(logged[first:], counts[first:], strict=True)) / sum(counts[first:])
+        for i in (1, 2)
+    )
+    return loss, accuracy
+
+
+def judge(losses: list[float], end: float, chance: float) -> str:
     """What became of a run whose losses stayed finite; ``end`` is what they end at, ``chance`` that of knowing nothing.
 
     Stuck: it ends near chance and never learnt. Unstable: it learnt, and then the loss rose to twice that of chance,
     or ended near it.
     """
     learnt = next((i for i, loss in enumerate(losses) if loss <= WELL_LEARNT * chance), None)
-    near_chance = end is not None and end > LEARNT * chance
+    near_chance = end > LEARNT * chance
     if learnt is None:
         return "stuck" if near_chance else "finished"
     return "unstable" if near_chance or max(losses[learnt:]) > 2 * chance else "finished"

@@ -35,6 +35,7 @@ class Gradients:
     def __init__(self, blocks: dict[str, nn.Module]):
         self.blocks = blocks
         self.names: list[str] = []  # of the blocks as they ran
+        self.running: list[list[int]] = []  # for each block that has begun a place for its depth, when it has run
         self.end: Tensor | None = None  # δ_N
         self.norms: dict[int, Tensor] = {}
         self.rows: list[Row] = []
@@ -49,12 +50,14 @@ class Gradients:
             yield self
 
     def _enter(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        self.running.append([])
         if is_one_stream(block, args, kwargs):
             stream = stream_of((args, kwargs), type(block).__name__)
             if not stream.is_leaf:  # a leaf has no gradient, or would keep the hook
-                stream.register_hook(partial(self._reduce, len(self.names)))  # of the value that it has now
+                stream.register_hook(partial(self._reduce, self.running[-1]))  # of the value that it has now
 
     def _leave(self, name: str, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self.running.pop().append(len(self.names))
         self.names.append(name)
         if is_one_stream(block, args, kwargs):
             stream = stream_of(output, type(block).__name__)
@@ -66,8 +69,8 @@ class Gradients:
             self.end = at_least_float32(gradient)
             self.norms[depth] = self.end.norm()
 
-    def _reduce(self, depth: int, gradient: Tensor) -> None:
-        gradient = at_least_float32(gradient)
+    def _reduce(self, place: list[int], gradient: Tensor) -> None:
+        (depth,), gradient = place, at_least_float32(gradient)
         self.norms[depth] = gradient.norm()
         if self.end is not None and self.end.shape == gradient.shape:
             through = (gradient - self.end).norm() / self.end.norm()

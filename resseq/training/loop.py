@@ -299,17 +299,18 @@ class Trainer:
                 self.take_step(window)
                 self.step += 1
                 examples += sum(len(batch["labels"]) for batch in window)
-                elapsed = time.monotonic() - begun
+                self.seconds = before + time.monotonic() - begun
                 logs = self.step % options.logging_steps == 0
                 due = self.step % every == 0 or self.step == self.steps
                 if logs or due:
                     self.require_finite(self.step)
                 if logs:
-                    bar.set_postfix_str(f"{self.log_training()}, {examples / elapsed:.0f} examples/s", refresh=False)
+                    rate = examples / (self.seconds - before)
+                    bar.set_postfix_str(f"{self.log_training()}, {rate:.0f} examples/s", refresh=False)
                 bar.update()
                 if due:
                     self.validate()
-                self.seconds = before + time.monotonic() - begun
+                    self.seconds = before + time.monotonic() - begun
                 stopping = bool(caught)  # asked once: a signal that comes while saving stops after the next step
                 if due or stopping or self.step % (options.save_steps or every) == 0:
                     self.require_finite(self.step)
