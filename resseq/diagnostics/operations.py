@@ -101,7 +101,7 @@ def _dead(out: Tensor, layout: Layout) -> Tensor:
     zero = layout(out) == 0
     mask = layout.real(zero.shape) if zero.ndim > 2 else None
     if mask is not None:
-        zero = zero | ~mask.view(*mask.shape, *[1] * (zero.ndim - mask.ndim))
+        zero = zero | ~mask.to(zero.device).view(*mask.shape, *[1] * (zero.ndim - mask.ndim))
     return zero.reshape(-1, zero.shape[-1]).all(0).float().mean()
 
 
