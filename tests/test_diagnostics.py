@@ -1082,6 +1082,8 @@ def test_depth_is_the_order_in_which_blocks_run():
 def test_a_block_that_runs_several_times_is_found():
     block = nn.Linear(4, 4)
     assert find_blocks(nn.Sequential(*[block] * 3)) == {"0": block}
+    other = nn.Linear(4, 4)
+    assert list(find_blocks(nn.Sequential(block, other, block)).items()) == [("0", block), ("1", other)]
     assert len(values(inspect(nn.Sequential(*[block] * 3), torch.randn(2, 4)), "stream_rms")) == 4
 
 
@@ -1238,6 +1240,15 @@ def test_amplification_leaves_batch_statistics_as_they_are():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     amplification(model, torch.randn(8, 4))
     assert model[1].num_batches_tracked == 0
+
+
+def test_amplification_of_a_model_that_writes_into_its_input():
+    found, x = [], torch.ones(2, 8)
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        found.append(amplification(nn.Sequential(InPlace(inplace), nn.Linear(8, 4), nn.Tanh()), x))
+    assert found[0] == found[1]
+    assert torch.equal(x, torch.ones(2, 8))
 
 
 def test_amplification_of_one_matrix():

@@ -106,8 +106,10 @@ def _longest_run(model: nn.Module) -> dict[str, nn.Module]:
             f"diagnostics: found no run of like modules; got model={type(model).__name__}. "
             f"Give blocks='path.of.the.layers.*' or a list of modules."
         )
-    first = {block: path for path, block in reversed(longest.items())}
-    return {path: block for block, path in reversed(first.items())}
+    paths: dict[nn.Module, str] = {}
+    for path, block in longest.items():
+        paths.setdefault(block, path)  # the first of one that stands there twice
+    return {path: block for block, path in paths.items()}
 
 
 def kind_of(block: nn.Module) -> str:

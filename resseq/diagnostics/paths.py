@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resseq.diagnostics.blocks import Blocks, find_blocks, uncompiled
-from resseq.diagnostics.stream import stream_of
+from resseq.diagnostics.stream import fresh, stream_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -114,10 +114,15 @@ def amplification(model: nn.Module, *inputs: Any, noise: float = 0.01, seed: int
     """
     generator = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(model)  # functional_call would leave a module that stands in two places changed
+
+    def run() -> Tensor:
+        arguments, named, _ = fresh(inputs, keywords)
+        return stream_of(model(*arguments, **named), "the model's output")
+
     with torch.no_grad():
-        before = stream_of(model(*inputs, **keywords), "the model's output")
+        before = run()
         for weight in (parameter for parameter in model.parameters() if parameter.ndim >= 2):
             step = torch.randn(weight.shape, generator=generator).to(weight)
             weight += noise * weight.square().mean().sqrt() * step
-        after = stream_of(model(*inputs, **keywords), "the model's output")
+        after = run()
     return (after - before).double().square().mean().item() / noise**2
