@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resseq.products import linear
+
 
 def require_one_shape(x: Tensor, y: Tensor) -> None:
     """Raise a ValueError where the shapes differ; nothing is ever broadcast."""
@@ -60,8 +62,8 @@ def along(weight: Tensor, x: Tensor, channel_dim: int) -> Tensor:
 def project(x: Tensor, weight: Tensor, bias: Tensor | None, channel_dim: int) -> Tensor:
     """A linear map of x along channel_dim: for images the 1×1 convolution."""
     if channel_dim in (-1, x.ndim - 1):
-        return F.linear(x, weight, bias)
-    return F.linear(x.movedim(channel_dim, -1), weight, bias).movedim(-1, channel_dim)
+        return linear(x, weight, bias)
+    return linear(x.movedim(channel_dim, -1), weight, bias).movedim(-1, channel_dim)
 
 
 class Highway(nn.Module):

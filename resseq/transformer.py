@@ -10,6 +10,7 @@ from resseq.layers.attention import Cache, CrossAttention, SelfAttention
 from resseq.layers.feedforward import Activation, FeedForward
 from resseq.layers.linear import Init
 from resseq.packing import Packing, least_rows, lengths_of, pack, unpack
+from resseq.products import traced
 from resseq.schemes import Scheme, find_scheme
 from resseq.stack import Stack
 
@@ -100,7 +101,7 @@ class TransformerEncoder(Stack):
 
     def packing(self, mask: Tensor) -> Packing | None:
         """How a batch with this mask shares rows; None where it runs as it is."""
-        if not self.pack or mask.device.type != "cpu" or not mask.numel() or _traced():
+        if not self.pack or mask.device.type != "cpu" or not mask.numel() or traced():
             return None
         lengths = lengths_of(mask)
         longest = int(lengths.max())
@@ -132,12 +133,6 @@ def worth_packing(length: int) -> float:
     saves less than one with its backward.
     """
     return (0.05 + length / 10_000) * (1 if torch.is_grad_enabled() else 3)
-
-
-def _traced() -> bool:
-    """Whether what is decided now would be decided for other batches too."""
-    functions = torch._C._are_functorch_transforms_active()
-    return functions or torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _is_ours(part: object) -> bool:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from resseq.products import linear
+
 Init = Literal["xavier", "torch", "normal"]
 
 
@@ -49,6 +51,9 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         start(self.weight, self.bias, self.init, self.parts)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
 
 
 class Conv1d(nn.Conv1d):
