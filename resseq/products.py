@@ -16,24 +16,27 @@ CONVOLVES_FASTER = (  # MKL, which multiplies matrices, keeps AVX-512 from AMD; 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``Wx + b`` for each of x's rows.
 
-    Where CONVOLVES_FASTER, many rows of float32 are a convolution of size 1 over 16 images (from 16 on torch gives it
+    Where CONVOLVES_FASTER, many rows of float32 are a convolution of size 1 over 16 images or more (so many torch gives
     to oneDNN on any number of threads): about half the time, and the same but for rounding.
 
     Shapes: x (…, D), weight (D', D), bias (D',) -> (…, D').
     """
-    if not CONVOLVES_FASTER or not _is_large(x, weight):
+    images = _images(x, weight) if CONVOLVES_FASTER else None
+    if images is None:
         return F.linear(x, weight, bias)
-    images = x.reshape(16, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last: a view
-    return F.conv2d(images, weight[..., None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    pixels = x.reshape(images, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last: a view
+    return F.conv2d(pixels, weight[..., None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
-def _is_large(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution is faster for x: float32 on a CPU, from 256 rows and 2²³ multiplications on."""
+def _images(x: Tensor, weight: Tensor) -> int | None:
+    """Of how many images x's rows are the pixels, 16 or more to each; None where a convolution is no faster."""
     plain = type(x) is Tensor and type(weight) is nn.Parameter and x.dtype == weight.dtype == torch.float32
     if not plain or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or traced():
-        return False
+        return None
     rows = x.shape[:-1].numel()
-    return rows >= 256 and rows % 16 == 0 and rows * weight.numel() >= 2**23
+    if rows * weight.numel() < 2**23:
+        return None
+    return next((count for count in range(16, min(rows // 16, 63) + 1) if rows % count == 0), None)
 
 
 def traced() -> bool:

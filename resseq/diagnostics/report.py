@@ -138,10 +138,10 @@ def _on_gradient(report: Report) -> list[str]:
     if not gains:
         return []
     first, last = min(norms), max(norms)
-    low, high = min(gains.values()), max(gains.values())
+    span = " to ".join(dict.fromkeys(f"{gain:.3g}" for gain in (min(gains.values()), max(gains.values()))))
     return [
         f"Gradient: its norm is {norms[first]:.3g} at depth {first} and {norms[last]:.3g} at depth {last}, a factor of "
-        f"{norms[first] / norms[last]:.3g}; a block multiplies it by {low:.3g} to {high:.3g} on its way back."
+        f"{norms[first] / norms[last]:.3g}; a block multiplies it by {span} on its way back."
         if norms[last]
         else "Gradient: none reaches the last block."
     ]
