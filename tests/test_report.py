@@ -83,7 +83,7 @@ def test_the_table_has_means_spreads_and_faults():
     lines = [line.split("  ") for line in table(findings(MIXED)).split("\n\n")[1].splitlines()]
     legend = " ".join(table(findings(MIXED)).split("\n\n")[0].split())
     assert "Stuck: the training loss never fell 20 % below" in legend
-    assert legend.endswith("Diverged: the gradient was no longer finite.")
+    assert legend.endswith("Diverged: the gradient or the validation loss was no longer finite.")
     cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     spread = statistics.stdev([20, 21, 60])
     assert cells == [

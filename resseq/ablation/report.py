@@ -25,7 +25,7 @@ FAULTS = {
     f"class frequencies, and ended less than {100 * (1 - LEARNT):.0f} % below it.",
     "unstable": "Unstable: it learnt, and then the training loss rose to twice that of the class frequencies or ended "
     "near it; the accuracy is that of the weights that validation chose.",
-    "diverged": "Diverged: the gradient was no longer finite.",
+    "diverged": "Diverged: the gradient or the validation loss was no longer finite.",
     "failed": "Failed: the error stands in results.csv.",
 }
 

@@ -21,7 +21,7 @@ from time import perf_counter
 
 import torch
 
-from resseq.data.corpus import prepare
+from resseq.data.corpus import data_options, prepare
 from resseq.data.text import load_text
 from resseq.models import build_model
 from resseq.options import TrainOptions
@@ -31,15 +31,15 @@ DIM, DEPTH, HEADS, LENGTH, BATCH = 128, 6, 4, 256, 32
 
 
 def build_ours(options: TrainOptions, corpus, device: torch.device) -> Callable[[list[str]], object]:
-    model = build_model(options, corpus.tokenizer.get_vocab_size(), len(corpus.classes), LENGTH).to(device).eval()
-    run = Run(model, corpus.tokenizer, options, corpus.classes, corpus.fingerprint, device)
+    model = build_model(options, len(corpus.classes), **corpus.reader.shape).to(device).eval()
+    run = Run(Path(), model, corpus.reader, options, corpus.classes, corpus.fingerprint, device)
     return lambda texts: run.logits(texts, BATCH).softmax(1).tolist()
 
 
 def build_pipeline(corpus, device: torch.device) -> Callable[[list[str]], object]:
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
-    vocabulary = corpus.tokenizer.get_vocab_size()
+    vocabulary = corpus.reader.tokenizer.get_vocab_size()
     config = BertConfig(
         vocab_size=vocabulary + 1,
         hidden_size=DIM,
@@ -50,7 +50,9 @@ def build_pipeline(corpus, device: torch.device) -> Callable[[list[str]], object
         num_labels=len(corpus.classes),
         attn_implementation="sdpa",
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=corpus.tokenizer, pad_token="[PAD]", model_max_length=LENGTH)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=corpus.reader.tokenizer, pad_token="[PAD]", model_max_length=LENGTH
+    )
     labels = pipeline(
         "text-classification", model=BertForSequenceClassification(config), tokenizer=tokenizer, device=device
     )
@@ -60,8 +62,8 @@ def build_pipeline(corpus, device: torch.device) -> Callable[[list[str]], object
 def measure(name: str, count: int, rounds: int, device: torch.device) -> dict:
     data = os.path.join(os.environ["RESSEQ_DATA"], name)
     options = TrainOptions(data=data, max_length=LENGTH, dim=DIM, depth=DEPTH, heads=HEADS)
-    corpus = prepare(options)
-    texts = load_text(options).splits["test"].texts
+    corpus = prepare(data_options(options))
+    texts = load_text(data_options(options)).splits["test"].inputs
     texts = [texts[int(i)] for i in torch.randperm(len(texts))[:count]]
     sides = {"resseq": build_ours(options, corpus, device), "pipeline": build_pipeline(corpus, device)}
     rates: dict[str, list[float]] = {side: [] for side in sides}
