@@ -69,3 +69,9 @@ def test_it_draws_where_its_input_is():
     x = torch.ones(10)
     with torch.device("meta"):
         assert Dropout(0.5)(x).device == x.device
+
+
+def test_each_of_a_mapped_batch_drops_by_itself():
+    y = torch.func.vmap(Dropout(0.5), randomness="different")(torch.ones(2, 1000))
+    assert set(y.flatten().tolist()) == {0.0, 2.0}
+    assert not torch.equal(y[0], y[1])
