@@ -30,8 +30,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _images(x: Tensor, weight: Tensor) -> int | None:
     """Of how many images x's rows are the pixels, 16 or more to each; None where a convolution is no faster."""
-    plain = type(x) is Tensor and type(weight) is nn.Parameter and x.dtype == weight.dtype == torch.float32
-    if not plain or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or traced():
+    plain = type(x) is Tensor and type(weight) is nn.Parameter and x.layout == weight.layout == torch.strided
+    if not plain or not x.dtype == weight.dtype == torch.float32 or x.device.type != "cpu":
+        return None
+    keeps_more = x.requires_grad and not weight.requires_grad  # a convolution keeps x for backward even then
+    if keeps_more or torch.is_autocast_enabled("cpu") or traced():
         return None
     rows = x.shape[:-1].numel()
     if rows * weight.numel() < 2**23:

@@ -45,7 +45,19 @@ def test_a_large_product_by_convolution_equals_the_matrix_product(x, bias, monke
 
 @pytest.mark.parametrize(
     "case",
-    ["few rows", "a prime number of rows", "narrow", "double", "autocast", "vmap", "trace", "compile", "subclass"],
+    [
+        "few rows",
+        "a prime number of rows",
+        "narrow",
+        "double",
+        "autocast",
+        "vmap",
+        "trace",
+        "compile",
+        "subclass",
+        "sparse",
+        "frozen",
+    ],
 )
 def test_other_products_are_left_to_torch(case, monkeypatch):
     linear, convolutions = _product(monkeypatch)
@@ -57,6 +69,11 @@ def test_other_products_are_left_to_torch(case, monkeypatch):
         x, layer = x.double(), layer.double()
     if case == "subclass":
         x = x.as_subclass(type("Named", (torch.Tensor,), {}))
+
+    if case == "sparse":
+        layer.weight = nn.Parameter(layer.weight.to_sparse_csr())
+    if case == "frozen":
+        x, layer = x.requires_grad_(), layer.requires_grad_(False)
 
     def run(x):
         return linear(x, layer.weight, layer.bias)
