@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from resseq.training.loop import Trainer
 
 BLOCK = 1 << 20  # bytes read at once from a file to predict
-CHUNK = 1000  # texts or images taken at once from an iterable
+CHUNK = 1000  # texts or images taken at once
 
 
 def train(**options: Any) -> dict[str, Any]:
@@ -295,6 +295,8 @@ def _check_file(file: str) -> None:
 
 def _blocks(file: str) -> Iterator[list[str]]:
     """The lines that are there to read, as soon as they are: a pipe that is written slowly is answered line by line."""
+    from resseq.training.loop import chunks
+
     if file == "-" and sys.stdin is None:  # closed by whoever started us
         return
     source = sys.stdin.fileno() if file == "-" else file
@@ -302,7 +304,7 @@ def _blocks(file: str) -> Iterator[list[str]]:
         rest = b""
         while block := stream.read(BLOCK):
             *lines, rest = (rest + block).split(b"\n")
-            yield [_text(line) for line in lines]
+            yield from chunks(map(_text, lines), CHUNK)
         if rest:
             yield [_text(rest)]
 

@@ -37,7 +37,7 @@ def _images(x: Tensor, weight: Tensor) -> int | None:
     if keeps_more or torch.is_autocast_enabled("cpu") or traced():
         return None
     rows = x.shape[:-1].numel()
-    if rows * weight.numel() < 2**23:
+    if rows * weight.numel() < 2**23 or x.shape[-1] != weight.shape[1]:  # torch's message names both
         return None
     return next((count for count in range(16, min(rows // 16, 63) + 1) if rows % count == 0), None)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import resseq
-from resseq import cli
+from resseq import classification, cli
 from resseq.cli import main
 from resseq.options import TrainOptions
 from resseq.run import Run
@@ -130,6 +130,11 @@ def test_evaluate_refuses(run, tmp_path):
         resseq.evaluate(str(folder), data=str(other))
     with pytest.raises(ValueError, match="the data has splits .*; got --split dev"):
         resseq.evaluate(str(folder), split="dev")
+
+
+def test_predict_takes_of_a_file_no_more_at_once_than_of_a_list(tmp_path):
+    (tmp_path / "lines.txt").write_text("a path\n" * 2500)
+    assert [len(block) for block in classification._blocks(str(tmp_path / "lines.txt"))] == [1000, 1000, 500]
 
 
 def test_predict_gives_a_row_for_each_line_in_order(run, tmp_path):

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils import _pytree as pytree
 
-from resseq import SCHEMES, Residual, Stack, TransformerEncoder
+from resseq import SCHEMES, Residual, Stack, TextConvNet, TransformerEncoder, cifar_resnet
 from resseq.connections import OneStream
 from resseq.layers.feedforward import FeedForward
 from resseq.layers.norms import DyT
@@ -454,6 +454,30 @@ def test_the_starts_of_norm_free_and_sub_norm_schemes(layers):
         assert subln[part][role] == pytest.approx(size * math.log(2 * layers) ** 0.5, rel=0.02)
         # m = 2 weights in a branch, of which the last is 0: L^{-1/2}
         assert fixup[part][role] == pytest.approx(0 if role == "out" else size * (2 * layers) ** -0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (cifar_resnet(8, dim=4, scheme="fixup"), (torch.randn(4, 3, 8, 8),)),
+        (
+            TextConvNet(9, 2, 7, dim=4, scheme="fixup"),
+            (torch.randint(1, 9, (4, 8)), torch.ones(4, 8, dtype=torch.bool)),
+        ),
+    ],
+)
+def test_a_branch_of_convolutions_that_starts_at_0_moves_by_a_small_step_a_little(model, inputs):
+    outputs = []
+    for residual in model.stack.residuals:
+        residual.sublayer.register_forward_hook(lambda *call: outputs.append(call[2].detach().abs().max().item()))
+    model(*inputs).logsumexp(-1).sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 1e-4 * parameter.grad
+    model(*inputs)
+    before, after = outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :]
+    assert max(before) == 0
+    assert 0 < max(after) < 0.01
 
 
 def test_fixup_leaves_a_sublayer_without_weights_as_it_is():

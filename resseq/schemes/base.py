@@ -69,7 +69,7 @@ class Scheme:
     0.5
     """
 
-    normed = True  # the connections bring the norms; where they do not, a convolution block ends in one of its own
+    normed = True  # the connections bring the norms, or none is wanted; else a convolution block ends in one of its own
     one_width = False  # the stream cannot change its shape on the way: no shortcuts
     recompute = False  # the backward pass makes the streams again, by the connections' inverse
 

@@ -16,13 +16,12 @@ class Fixup(Scheme):
 
     ``φ(S(x) + sF(x + b) + c)``, s = 1, b = c = 0, one number each. Of a branch's m weights in order, query and key left
     aside, the last starts at 0 and the others ``M^{-1/(2m−2)}`` times as large as else. The paper's biases between the
-    weights are the sublayer's own; its head that starts at 0 is the model's.
+    weights are the sublayer's own; its head that starts at 0 is the model's. A block of convolutions keeps the norms
+    between its weights, and ends in none: behind weights of 0 it would multiply the gradient by 1/√ε.
 
     Source: Zhang et al. 2019, arXiv:1901.09321, section 3.
     Raises: ValueError for a sublayer without ``weights() -> [(role, tensor), …]``.
     """
-
-    normed = False
 
     def connection(self, place: Place) -> Connection:
         return OneStream(
@@ -51,8 +50,6 @@ class TFixup(Scheme):
     Source: Huang et al. 2020, "Improving Transformer Optimization Through Better Initialization", ICML, section 3.2.
     Raises: ValueError for a sublayer without ``weights() -> [(role, tensor), …]``.
     """
-
-    normed = False
 
     def connection(self, place: Place) -> Connection:
         return OneStream(shortcut=place.shortcut, post=place.activate())
