@@ -76,8 +76,8 @@ class _Run(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Any):
         saved, width = ctx.saved_tensors, ctx.width
-        now = (p for residual in ctx.residuals for p in residual.parameters())
-        if any(p is not then for p, then in zip(now, ctx.parameters, strict=True)):
+        now = [p for residual in ctx.residuals for p in residual.parameters()]
+        if [*map(id, now)] != [*map(id, ctx.parameters)]:
             raise RuntimeError(
                 "Scheme 'reversible': the backward pass runs the residuals again and needs the parameters of the "
                 "forward pass; got others. Call backward inside functional_call, or use Reversible(recompute=False)."

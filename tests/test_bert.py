@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from resseq import Bert
+from resseq.models.bert import BertClassifier
 
 transformers = pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -87,8 +88,9 @@ def test_reads_a_model_with_a_head_in_the_oldest_names_and_format(tmp_path):
 
 
 @torch.no_grad()
-def test_roberta_is_bert_without_its_first_places(tmp_path):
-    config = transformers.RobertaConfig(**SIZES | {"max_position_embeddings": 14, "type_vocab_size": 1})
+@pytest.mark.parametrize("types", [1, 2])
+def test_roberta_is_bert_without_its_first_places_and_other_token_types(types, tmp_path):
+    config = transformers.RobertaConfig(**SIZES | {"max_position_embeddings": 14, "type_vocab_size": types})
     model = randomise(transformers.RobertaModel(config))
     model.save_pretrained(tmp_path)
     ids, mask, _ = inputs()
@@ -96,6 +98,9 @@ def test_roberta_is_bert_without_its_first_places(tmp_path):
     ours = Bert.from_pretrained(tmp_path)
     torch.testing.assert_close(ours(ids, mask)[mask], expected[mask], rtol=0, atol=1e-5)
     assert ours.positions.table.num_embeddings == 12
+    pairs = BertClassifier(2, ours.options, separator=int(ids[0, 1]), pooling="cls").eval()
+    pairs.encoder.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(pairs(ids, mask), pairs.head(expected[:, 0]), rtol=0, atol=1e-5)
 
 
 class Mischief:

@@ -446,6 +446,12 @@ def test_reversible_wants_the_parameters_of_the_forward_pass():
     with pytest.raises(RuntimeError, match="needs the parameters of the forward pass; got others"):
         out.sum().backward()
 
+    out = net(x)
+    del net.residuals[1].sublayer.bias  # as many others are what FSDP leaves behind
+    with pytest.raises(RuntimeError, match="needs the parameters of the forward pass; got others"):
+        out.sum().backward()
+    net = Stack([nn.Linear(D, D)] * 2, dim=D, scheme="reversible")
+
     def loss(parameters, x):
         return torch.func.functional_call(net, parameters, (x,)).square().sum()
 

@@ -135,7 +135,7 @@ class Bert(nn.Module):
         """A Hugging Face BERT or RoBERTa checkpoint; heads and pooler are left behind.
 
         RoBERTa keeps its first pad_token_id + 1 position embeddings for padding: they are dropped too, and the text
-        must be padded on the right.
+        must be padded on the right. Of its token types it uses the first alone, for pairs too.
 
         The folder or the hub's repository holds config.json and model.safetensors; a pytorch_model.bin is read where
         there is no other, tensors only.
@@ -154,6 +154,8 @@ class Bert(nn.Module):
             places = "embeddings.position_embeddings.weight"
             tensors[places] = tensors[places][config.get("pad_token_id", 1) + 1 :]
             config["max_position_embeddings"] = len(tensors[places])
+            types = "embeddings.token_type_embeddings.weight"
+            tensors[types], config["type_vocab_size"] = tensors[types][:1], 1
         model = cls(**{ours: config[theirs] for theirs, ours in OPTIONS.items() if theirs in config})
         model.load_state_dict(_to_ours(tensors, model))
         return model.eval()
