@@ -68,12 +68,12 @@ def read_weights(file: Path) -> "dict[str, Tensor]":
         if file.suffix == ".safetensors":
             return load_file(file)
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        return found.get("state_dict", found)  # training scripts save it beside their optimizer's
+    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, AttributeError) as error:
         raise ValueError(
             f"from_pretrained: the file must hold tensors alone, in safetensors or torch's format; got {file} "
             f"({type(error).__name__}). Save model.state_dict()."
         ) from error
-    return found.get("state_dict", found)  # training scripts save it beside their optimizer's
 
 
 def read_config(source: str | Path) -> dict[str, Any]:

@@ -569,7 +569,9 @@ def test_of_columns_that_differ_in_case_the_usual_name_is_taken(tmp_path):
     assert (rows.splits["train"].inputs[0], rows.classes) == ("one", ["y"])
 
 
-@pytest.mark.parametrize("stray", ["train/a/more/1.txt", "eval/a/1.txt", "a/more/1.txt"])
+@pytest.mark.parametrize(
+    "stray", ["train/a/more/1.txt", "train/a/b/c/1.txt", "eval/a/1.txt", "a/more/1.txt", "a/b/c/d/1.txt"]
+)
 def test_an_example_out_of_the_layout_of_folders_is_refused(tmp_path, stray):
     split = "" if stray.startswith("a/") else "train/"
     for name in (f"{split}a/1.txt", f"{split}b/1.txt", "train/about.txt", stray):

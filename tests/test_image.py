@@ -1,6 +1,7 @@
 import importlib.util
 import io
 import json
+import os
 from itertools import product
 
 import numpy as np
@@ -187,6 +188,25 @@ def test_what_lies_beside_the_folders_of_labels_is_no_image(tmp_path):
         draw("red").save(tmp_path / name)
     data = load_images(ImageOptions(data=str(tmp_path)), carve=False)
     assert (data.classes, data.splits["train"].labels) == (["blue", "red"], [0, 1])
+
+
+def test_no_class_is_left_out(tmp_path):
+    for name in (
+        "cat/0.png",
+        "fox/0.JFIF",
+        "unsup/0.png",
+        os.fsdecode(b"caf\xe9/0.png"),
+        os.fsdecode(b"caf\xe8/0.png"),
+    ):
+        (tmp_path / name).parent.mkdir()
+        draw("red").save(tmp_path / name, "JPEG" if "fox" in name else "PNG")
+    data = load_images(ImageOptions(data=str(tmp_path)), carve=False)
+    assert data.classes == ["caf\\udce8", "caf\\udce9", "cat", "fox", "unsup"]
+
+
+def test_a_row_without_an_image_to_predict_is_named(run):
+    with pytest.raises(ValueError, match="every row must name an image; got none in rows 2, 3. Fill the row."):
+        list(resseq.predict(str(run[0]), [draw("red"), "", None]))
 
 
 def test_images_of_other_sizes_and_colours_become_alike(tmp_path):

@@ -262,6 +262,8 @@ def test_the_state_dict_has_torchvision_s_keys(build, layers, convolutions, numb
         (Bottleneck, {}),
         (Bottleneck, {"stem": "deep", "shortcut": "D"}),
         (BasicBlock, {"stem": "cifar", "shortcut": "A"}),
+        (BasicBlock, {"stem": "cifar", "shortcut": "C"}),
+        (Bottleneck, {"shortcut": "C"}),
     ],
 )
 def test_weights_go_out_and_come_back(tmp_path, suffix, block, options):
@@ -333,6 +335,7 @@ def test_what_from_pretrained_refuses(tmp_path, monkeypatch):
     refuses({k: v for k, v in weights.items() if k != "layer1.0.bn1.bias"}, "where layer1.0.bn1.bias is missing")
     refuses(weights | {"layer1.0.bn1.bias": torch.ones(3)}, "where layer1.0.bn1.bias is missing, unknown or of another")
     refuses({"a": re.compile("x")}, r"must hold tensors alone, .*; got .*weights.pth \(UnpicklingError\)")
+    refuses([torch.ones(1)], r"must hold tensors alone, .*; got .*weights.pth \(AttributeError\)")
     file.write_bytes(b"no weights")
     with pytest.raises(ValueError, match="must hold tensors alone"):
         ResNet.from_pretrained(file)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo")
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+ENDINGS = (  # those too that Pillow may not read here: it then says so
+    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".bmp", ".gif", ".webp", ".avif", ".heic"),
+    *(".tif", ".tiff", ".ppm", ".pgm"),
+)
 USUAL_SIZE = 224  # of images that differ in size
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from resseq.data.baseline import linear_baseline, pixel_baseline
 from resseq.data.batching import Images, Tokens, encode
 from resseq.data.image import ImageOptions, common_size, decode, load_images, read_picture
-from resseq.data.rows import Data
+from resseq.data.rows import Data, name_rows
 from resseq.data.text import SEPARATOR, TextOptions, as_texts, join, load_text
 from resseq.data.tokenizer import load_tokenizer, train_tokenizer
 
@@ -133,7 +133,14 @@ class ImageReader:
         return {"mean": self.mean, "std": self.std, "augment": self.augment}
 
     def take(self, values: Sequence[Any], first: int) -> list[Any]:
-        """What somebody gives to predict, as it is: `encode` says what is no image."""
+        """What somebody gives to predict, as it is: `encode` says what is no image.
+
+        Raises: ValueError that names the missing ones' rows, counted from `first`.
+        """
+        if missing := [
+            row for row, value in enumerate(values, first) if value is None or (isinstance(value, str) and not value)
+        ]:
+            raise ValueError(f"predict: every row must name an image; got none in {name_rows(missing)}. Fill the row.")
         return list(values)
 
     def made_up(self) -> list[Any]:

@@ -175,7 +175,7 @@ def _checked_labels(labels: list[Any], where: str) -> list[str]:
             f"data: all labels must be of one type; got label={labels[0]!r} in row 1 and"
             f" label={labels[mixed[0] - 1]!r} in {name_rows(mixed)} of {where}. Write all in the same way."
         )
-    return [str(label).encode(errors="replace").decode() for label in labels]
+    return [str(label).encode(errors="backslashreplace").decode() for label in labels]
 
 
 def name_rows(numbers: list[int]) -> str:

@@ -91,9 +91,9 @@ def read_class_folder(
     """
     files = [(_split_of(path.parts[-3]), path) for path in _visible(folder, "*/*/*", endings)]
     if any(split for split, _ in files):  # then what lies beside the labels, in SPLIT/*.txt, is no example
-        astray = [path for split, path in files if split is None] + _visible(folder, "*/*/*/*", endings)
+        astray = [path for split, path in files if split is None] + _visible(folder, "*/*/*/**/*", endings)
     else:
-        astray = [path for _, path in files]
+        astray = _visible(folder, "*/*/**/*", endings)
         files = [("train", path) for path in _visible(folder, "*/*", endings)]
     if files and astray:
         raise ValueError(
@@ -102,7 +102,7 @@ def read_class_folder(
         )
     splits: dict[str, dict[str, Table]] = {}
     for split, path in files:
-        if split and path.parent.name != UNLABELLED:
+        if split and not (column == "text" and path.parent.name == UNLABELLED):
             table = splits.setdefault(split, {}).setdefault(str(path.parent.parent), {column: [], "label": []})
             table[column].append(read(path))
             table["label"].append(path.parent.name)

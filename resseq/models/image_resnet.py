@@ -322,13 +322,19 @@ def _options_of(weights: dict[str, Tensor]) -> dict[str, Any]:
     stages = sorted(int(stage) for stage, _ in blocks)
     reduced = [name for name in weights if re.fullmatch(r"layer\d+\.0\.downsample\.\d\.weight", name)]
     kernel = "deep" if "conv1.0.weight" in weights else weights["conv1.weight"].shape[-1]
+    block = Bottleneck if "layer1.0.conv3.weight" in weights else BasicBlock
+    same = r"layer\d+\.[1-9]\d*" if block is Bottleneck else r"layer(1\.0|\d+\.[1-9]\d*)"  # blocks that keep the shape
+    if any(re.match(rf"{same}\.downsample\.", name) for name in weights):
+        shortcut = "C"
+    else:
+        shortcut = "A" if not reduced else "D" if any(name.endswith(".2.weight") for name in reduced) else "B"
     return {
-        "block": Bottleneck if "layer1.0.conv3.weight" in weights else BasicBlock,
+        "block": block,
         "layers": [stages.count(stage) for stage in dict.fromkeys(stages)],
         "num_classes": len(weights["fc.weight"]),
         "dim": len(weights["bn1.weight"]),
         "stem": {"deep": "deep", 3: "cifar"}.get(kernel, "imagenet"),
-        "shortcut": "A" if not reduced else "D" if any(name.endswith(".2.weight") for name in reduced) else "B",
+        "shortcut": shortcut,
     }
 
 
