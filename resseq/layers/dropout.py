@@ -34,5 +34,6 @@ def dropout(x: Tensor, p: float) -> Tensor:
     if x.device.type != "cpu" or traced() or dropped in (0, 2**16):
         return F.dropout(x, p)
     drawn = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,), device=x.device).view(torch.int16)[: x.numel()]
-    kept = torch.ge(drawn, dropped - 2**15, out=x.new_empty(x.numel()))  # as numbers: truth values are slow to turn
+    kept = torch.empty(x.numel(), dtype=x.dtype, device=x.device)
+    torch.ge(drawn, dropped - 2**15, out=kept)  # as numbers: truth values are slow to turn
     return x * kept.mul_(2**16 / (2**16 - dropped)).view(x.shape)
