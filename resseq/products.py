@@ -34,7 +34,7 @@ def _images(x: Tensor, weight: Tensor) -> int | None:
     if not plain or not x.dtype == weight.dtype == torch.float32 or x.device.type != "cpu":
         return None
     keeps_more = x.requires_grad and not weight.requires_grad  # a convolution keeps x for backward even then
-    if keeps_more or torch.is_autocast_enabled("cpu") or traced():
+    if keeps_more or torch.is_autocast_enabled("cpu") or traced() or not torch.backends.mkldnn.enabled:
         return None
     rows = x.shape[:-1].numel()
     if rows * weight.numel() < 2**23 or x.shape[-1] != weight.shape[1]:  # torch's message names both
