@@ -57,6 +57,7 @@ def test_a_large_product_by_convolution_equals_the_matrix_product(x, bias, monke
         "subclass",
         "sparse",
         "frozen",
+        "no oneDNN",
     ],
 )
 def test_other_products_are_left_to_torch(case, monkeypatch):
@@ -83,7 +84,8 @@ def test_other_products_are_left_to_torch(case, monkeypatch):
         "trace": lambda: torch.jit.trace(run, x, check_trace=False)(x),
         "compile": lambda: torch.compile(run, backend="eager")(x),
     }
-    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+    one_dnn = torch.backends.mkldnn.flags(enabled=case != "no oneDNN")
+    with one_dnn, torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         y = functions.get(case, lambda: run(x))()
         torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias))
     assert not convolutions
