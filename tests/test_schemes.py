@@ -480,6 +480,12 @@ def test_a_branch_of_convolutions_that_starts_at_0_moves_by_a_small_step_a_littl
     assert 0 < max(after) < 0.01
 
 
+@pytest.mark.parametrize("scheme", ["fixup", "tfixup"])
+def test_a_block_of_convolutions_ends_in_no_norm_where_its_start_does_a_norm_s_work(scheme):
+    assert isinstance(cifar_resnet(8, scheme=scheme).stack.residuals[0].sublayer.bn2, nn.Identity)
+    assert TextConvNet(9, 2, 7, scheme=scheme).stack.residuals[0].sublayer.last_norm is None
+
+
 def test_fixup_leaves_a_sublayer_without_weights_as_it_is():
     class Tanh(nn.Tanh):
         def weights(self):
