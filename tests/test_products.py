@@ -91,6 +91,12 @@ def test_other_products_are_left_to_torch(case, monkeypatch):
     assert not convolutions
 
 
+def test_a_wrong_width_is_told_of_in_torch_s_words(monkeypatch):
+    linear, _ = _product(monkeypatch)
+    with pytest.raises(RuntimeError, match=r"\(512x97 and 96x256\)"):
+        linear(torch.randn(512, 97), nn.Linear(96, 256).weight, None)
+
+
 def test_where_convolutions_are_no_faster_there_are_none(monkeypatch):
     linear, convolutions = _product(monkeypatch, convolves=False)
     linear(torch.randn(512, 96), nn.Linear(96, 256).weight, None)

@@ -15,10 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo")
-ENDINGS = (  # those too that Pillow may not read here: it then says so
-    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".jp2", ".bmp", ".gif", ".webp", ".avif", ".heic"),
-    *(".tif", ".tiff", ".ppm", ".pgm"),
-)
+# those too that Pillow may not read here: it then says so
+ENDINGS = tuple(".png .jpg .jpeg .jfif .jpe .jp2 .bmp .gif .webp .avif .heic .tif .tiff .ppm .pgm".split())
 USUAL_SIZE = 224  # of images that differ in size
 
 
