@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_COLUMNS = ("image", "img", "picture", "photo")
+JPEG = (".jpg", ".jpeg", ".jfif", ".jpe", ".jp2")
 # those too that Pillow may not read here: it then says so
-ENDINGS = tuple(".png .jpg .jpeg .jfif .jpe .jp2 .bmp .gif .webp .avif .heic .tif .tiff .ppm .pgm".split())
+ENDINGS = (*JPEG, ".png", ".bmp", ".gif", ".webp", ".avif", ".heic", ".tif", ".tiff", ".ppm", ".pgm")
 USUAL_SIZE = 224  # of images that differ in size
 
 
